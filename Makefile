@@ -1,0 +1,51 @@
+# make install      the virtual environment .venv with everything, C++ helpers compiled
+# make quickstart   text -> vocabulary -> pre-training -> Hugging Face -> fine-tuning, in minutes on a CPU
+# make test         all CPU tests but the slow ones; make test-all runs those too
+# make lint types imports   what CI checks besides; make format mends what can be mended
+# PYTHON=python3.12 chooses the interpreter of a new .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: install quickstart test test-all lint format types imports clean
+
+install: .venv/installed
+
+# PyTorch first and alone, exactly the pinned version: a CPU build that pip can see is taken as it is.
+.venv/torch-installed: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" --constraint constraints.txt
+	touch $@
+
+# The build tools are installed first and used without isolation, so that they too are the pinned ones.
+.venv/installed: .venv/torch-installed setup.py constraints.txt $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet setuptools wheel pybind11 --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
+	  --editable '.[dev,quickstart,tensorboard]'
+	touch $@
+
+quickstart: install
+	$(BIN)/python tools/quickstart.py
+
+test: install
+	$(PYTEST) -m "not slow"
+
+test-all: install
+	$(PYTEST)
+
+lint: install
+	$(BIN)/ruff check .
+
+format: install
+	$(BIN)/ruff check --fix .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build runs *.egg-info megatron/_C*.so .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

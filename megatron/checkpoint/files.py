@@ -1,0 +1,199 @@
+"""Files and folders that are either whole or absent: temporary name, fsync, rename.
+
+A rename is durable only if the data and the folder were flushed before it (Pillai et al., OSDI 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megatron.errors import UserError
+
+MANIFEST = "manifest.json"
+
+# The dtypes of the safetensors format that occur here.
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, flushed to the disk on leaving."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with durable_file(temporary) as file:
+        file.write(content)
+    os.replace(temporary, path)
+    flush_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, flushed to the disk."""
+    with durable_file(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` if the file cannot be read or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+        raise UserError(f"{path} is not a JSON file; it is damaged") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; it is damaged")
+    return value
+
+
+class TensorWriter:
+    """Writes a safetensors file one tensor at a time, so that one tensor at a time is in memory.
+
+    Format: 8 bytes little-endian length of the header, JSON header, tensors in the header's order
+    (https://github.com/huggingface/safetensors).
+    """
+
+    def __init__(self, file: BinaryIO, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        """shapes: name -> (shape, dtype) of the tensors that `write` will get, in this order."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, (shape, dtype) in shapes.items():
+            size = torch.Size(shape).numel() * dtype.itemsize
+            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)  # tensors start on a multiple of 8 bytes
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._file = file
+        self._expected = iter(shapes.items())
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Append the next tensor, any device."""
+        assert (name, (tuple(tensor.shape), tensor.dtype)) == next(self._expected)
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self._file.write(flat.numpy().data)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Write size and SHA-256 of the named files; the manifest ends a folder: without it the folder is a fragment."""
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(names)}
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name -> {"bytes", "sha256"}.
+
+    Raises `UserError` if the manifest is missing or damaged, or a file is missing or has another size.
+    """
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{folder / MANIFEST} is damaged: it lists no files")
+    for name, entry in files.items():
+        path = folder / name
+        whole = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+        if not whole or Path(name).name != name:
+            raise UserError(f"{folder / MANIFEST} is damaged at the entry of {name!r}")
+        if not path.is_file():
+            raise UserError(f"{path} is missing; the checkpoint is not whole")
+        if path.stat().st_size != entry["bytes"]:
+            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; it is cut or damaged")
+    return files
+
+
+def verify_content(path: Path) -> None:
+    """Compare a file with the SHA-256 in the manifest beside it. Raises `UserError` if they differ."""
+    entry = read_manifest(path.parent).get(path.name)
+    if entry is None:
+        raise UserError(f"{path.parent} holds no {path.name}; it may have been converted, or saved without it")
+    if sha256(path) != entry["sha256"]:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `target` if the block ends without an error, and disappears if not.
+
+    Raises `UserError` if the target exists and is not an empty folder, or cannot be written. `overwrite` replaces a
+    target that is an earlier export.
+    """
+    target = target.absolute()
+    if target.is_file():
+        raise UserError(f"{target} is a file; choose a folder")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise UserError(f"{target} is not empty; choose another folder or give --overwrite")
+        if not (target / "config.json").is_file():  # never wipe a folder that only shares the name
+            raise UserError(f"{target} is not an earlier export (it has no config.json); choose another folder")
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        flush_folder(temporary)
+        publish(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its name; a folder of that name is replaced.
+
+    A kill between the two renames leaves the finished folder under its temporary name.
+    """
+    old = target.with_name(f".{target.name}.old")
+    remove(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(temporary, target)
+    flush_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with what is in it, if it is there."""
+    if folder.is_dir():
+        shutil.rmtree(folder)

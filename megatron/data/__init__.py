@@ -1,0 +1,1 @@
+"""From text to batches: indexed files, samples, masks. It knows ranks only as integers."""

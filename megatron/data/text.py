@@ -1,0 +1,158 @@
+"""Sentences of Chinese, English and mixed text.
+
+A line end always ends a sentence. Inside a line a sentence ends after a run of end marks and the quotes and brackets
+that close on it, unless what stands around the marks says otherwise: decimals, abbreviations, list numbers, an aside
+in brackets, a title, a sentence that goes on after a quotation. The rules are meant to be right on ordinary prose and
+never to lose a character: the sentences hold all of the text but the white space between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import regex
+
+_LINE_ENDS = regex.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+_MARKS = regex.compile(r"[。｡．.！？!?‼⁇⁈⁉…⋯]+")
+_FULL_STOPS = frozenset("。｡！？‼⁇⁈⁉")
+_ELLIPSES = frozenset("…⋯")
+_CLOSERS = frozenset("”’」』》〉）】〕］｝)]}\"'＂＇»")
+_GOES_ON = frozenset(",，、;；:：。｡．.！？!?‼⁇⁈⁉…⋯")
+_HAN = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uff60“‘—]")
+_OPENERS = "“‘「『（(【〔［[《〈\"'«"
+_FIRST_WORD = regex.compile(rf"\s*[{regex.escape(_OPENERS, special_only=True)}]*(\p{{L}}[\p{{L}}'’]*(?![.\p{{L}}])|\S)?")
+_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.&'’-]{1,40}$")
+_LIST_NUMBER = regex.compile(r"\s*[(（\[]?(?:\d{1,3}(?:\.\d{1,3})*|\p{L}|[ivxIVX]+|[一二三四五六七八九十]{1,3})")
+_INITIALS = regex.compile(r"(?:\p{L}\.)*\p{L}")
+_WORD_CHARACTER = regex.compile(r"[\p{L}\p{N}]")
+
+# An aside keeps its sentences to itself; a title in 《》 never ends one. The bound keeps an unclosed bracket local.
+_ASIDES = regex.compile(
+    r"（[^（）]{0,200}）|\([^()]{0,200}\)|【[^【】]{0,200}】|〔[^〔〕]{0,200}〕|［[^［］]{0,200}］|\[[^\[\]]{0,200}\]"
+    r"|《[^《》]{0,100}》|〈[^〈〉]{0,100}〉"
+)
+
+# Before a name: never the end. Before a number: not the end there. May end: the end only before a usual first word.
+_BEFORE_NAME = frozenset(
+    "mr mrs ms mx messrs mme mlle dr prof st mt gen col maj capt lt sgt cmdr adm rev hon sen rep gov pres fr "
+    "vs cf viz approx e.g i.e eg ie".split()
+)
+_BEFORE_NUMBER = frozenset(
+    "no nos fig figs vol vols p pp sec ch art eq eqs ver op tab ref jan feb mar apr jun jul aug sep sept oct nov "
+    "dec".split()
+)
+_MAY_END = frozenset("inc ltd co corp llc bros al jr sr ph.d dept".split())
+_ENDS_LIKE_A_WORD = frozenset("a.m p.m etc".split())
+_FIRST_WORDS = frozenset(
+    "the this that these those it its he she they we you i in on at as if but and so then there when while after "
+    "before however for his her their our my an what why how who where".split()
+)
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, in order, without white space around them and without empty ones.
+
+    Marks without a letter or digit of their own stay with the sentence before them (or after, at the start of a line).
+    """
+    sentences: list[str] = []
+    for line in _LINE_ENDS.split(text):
+        pieces: list[str] = []
+        for piece in _split_line(line):
+            if pieces and not (_WORD_CHARACTER.search(piece) and _WORD_CHARACTER.search(pieces[-1])):
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        sentences += [stripped for piece in pieces if (stripped := piece.strip())]
+    return sentences
+
+
+def _split_line(line: str) -> Iterator[str]:
+    asides = [(match.start(), match.end()) for match in _ASIDES.finditer(line)]
+    aside = 0
+    begin = 0
+    quotes = counted = 0
+    for match in _MARKS.finditer(line):
+        start, end = match.span()
+        quotes += line.count('"', counted, end)
+        counted = end
+        while end < len(line) and _closes(line, end, quotes + line.count('"', counted, end)):
+            end += 1
+        while aside < len(asides) and asides[aside][1] <= start:
+            aside += 1
+        inside = aside < len(asides) and asides[aside][0] < start
+        if inside and (line[asides[aside][0]] in "《〈" or line[begin : asides[aside][0]].strip()):
+            continue
+        if _ends(line, begin, start, match.end(), end):
+            yield line[begin:end]
+            begin = end
+    if begin < len(line):
+        yield line[begin:]
+
+
+def _closes(line: str, position: int, quotes_before: int) -> bool:
+    """Whether the character closes what stands before it; straight quotes look the same on both sides."""
+    character = line[position]
+    if character not in _CLOSERS:
+        return False
+    following = line[position + 1 : position + 2]
+    if character == '"':
+        return quotes_before % 2 == 1 or not following.strip()
+    if character == "'":
+        return not following or not _WORD_CHARACTER.match(following)
+    return True
+
+
+def _ends(line: str, begin: int, mark: int, mark_end: int, end: int) -> bool:
+    """Whether the marks line[mark:mark_end], closed up to `end`, end the sentence that began at `begin`."""
+    if end == len(line):
+        return True
+    following = line[end]
+    if following in _GOES_ON or (end > mark_end and following == "的"):
+        return False
+    marks = line[mark:mark_end]
+    if not _FULL_STOPS.isdisjoint(marks):
+        return len(marks) > 1 or marks != "。" or not _stammers(line, begin, mark)
+    first = _FIRST_WORD.match(line, end)
+    word = (first.group(1) if first else None) or ""
+    spaced = following.isspace()
+    if spaced and word[:1].islower():
+        return False
+    if "!" in marks or "?" in marks:
+        return spaced or bool(_HAN.match(following))
+    if not _ELLIPSES.isdisjoint(marks) or len(marks) > 1:
+        if _stammers(line, begin, mark):
+            return False
+        # Chinese writes six dots (two characters); fewer, with no space after them, are a pause.
+        long = len(marks) >= 6 or sum(character in _ELLIPSES for character in marks) >= 2
+        return spaced or (long and not word[:1].islower())
+    return _full_point_ends(line[begin:mark], word, closed=end > mark_end, spaced=spaced, following=following)
+
+
+def _stammers(line: str, begin: int, mark: int) -> bool:
+    """Whether nothing has been said yet."""
+    return not _WORD_CHARACTER.search(line, begin, mark)
+
+
+def _full_point_ends(before: str, word: str, *, closed: bool, spaced: bool, following: str) -> bool:
+    """Whether a single full point after `before` ends its sentence; `word` is the first word or character after it."""
+    if _LIST_NUMBER.fullmatch(before):
+        return False
+    last = _LAST_WORD.search(before)
+    token = last.group().strip("'’-") if last else ""
+    if not spaced and not closed:
+        if not _HAN.match(following):
+            return False
+        if token and (token[-1].isdigit() or (token.isascii() and len(token) == 1)):
+            return False
+    elif not spaced and not _HAN.match(following):
+        return False
+    key = token.lower()
+    if key in _ENDS_LIKE_A_WORD:
+        return True
+    if key in _BEFORE_NAME:
+        return False
+    if key in _BEFORE_NUMBER and word[:1].isdigit():
+        return False
+    if key in _MAY_END or (token.isascii() and _INITIALS.fullmatch(token)):
+        return word.lower() in _FIRST_WORDS
+    return True

@@ -1,0 +1,179 @@
+"""BERT: embeddings, encoder and the heads of pre-training and of tasks.
+
+Mathematically the classes of transformers with the same weights: MegatronBertForPreTraining, BertForPreTraining and
+ErnieForPreTraining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megatron.config import ModelConfig
+from megatron.model.transformer import Encoder, activation_function
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
+from megatron.mpu.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    VocabParallelBias,
+    VocabParallelEmbedding,
+    vocabulary_logits,
+)
+from megatron.mpu.random import DropoutKeys, site_key
+from megatron.ops.attention import padding_bias
+from megatron.ops.dropout import dropout
+
+# Sites outside the layers count as those of layer -1, which no layer has.
+EMBEDDING_SITE, TASK_HEAD_SITE = site_key(-1, 0), site_key(-1, 1)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position, token-type and (ERNIE) task-type embeddings: ids [b, s] -> [s, b, h]."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__()
+        h, std = config.hidden_size, config.init_method_std
+        self.word_embeddings = VocabParallelEmbedding(config.vocab_size, h, context, std=std)
+        self.position_embeddings = Embedding(config.max_position_embeddings, h, std=std)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, h, std=std)
+        self.task_type_embeddings = (
+            Embedding(config.task_type_vocab_size, h, std=std) if config.task_type_vocab_size else None
+        )
+        self.layernorm = LayerNorm(h, config.layernorm_epsilon) if config.architecture == "bert" else None
+        self.probability = config.hidden_dropout
+
+    def forward(self, tokens: Tensor, token_types: Tensor, keys: DropoutKeys | None) -> Tensor:
+        x = self.word_embeddings(tokens.t()) + self.token_type_embeddings(token_types.t())
+        x = x + self.position_embeddings.weight[: tokens.shape[1], None]
+        if self.task_type_embeddings is not None:
+            x = x + self.task_type_embeddings.weight[0]
+        if self.layernorm is not None:
+            x = self.layernorm(x)
+        return dropout(x, self.probability, None if keys is None else keys.hidden, EMBEDDING_SITE)
+
+
+class Pooler(nn.Module):
+    """tanh of a linear layer on the first token: [s, b, h] -> [b, h]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_method_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x[0]))
+
+
+class LMHead(nn.Module):
+    """Transform before the tied word table, and the bias of its logits: [n, h] -> [n, h]."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_method_std)
+        self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.bias = VocabParallelBias(config.vocab_size, context).bias
+        self.activation = activation_function(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(self.activation(self.dense(x)))
+
+
+class BertEncoder(nn.Module):
+    """Embeddings and encoder: what the heads of every model stand on."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config, context)
+        self.encoder = Encoder(config, context)
+
+    def hidden_states(
+        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None
+    ) -> Tensor:
+        """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding. Returns [s, b, h]."""
+        x = self.embeddings(tokens, token_types, keys)
+        return self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Sums over a micro-batch, fp32 scalars: counts and one division belong to the step, not to the model.
+
+    mlm, sop: sums of cross-entropies (natural logarithm); mlm_hits, sop_hits: numbers of right predictions.
+    """
+
+    mlm: Tensor
+    mlm_hits: Tensor
+    sop: Tensor
+    sop_hits: Tensor
+
+
+class BertForPreTraining(BertEncoder):
+    """The encoder with masked-language-model and sentence-order heads."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__(config, context)
+        self.context = context
+        self.lm_head = LMHead(config, context)
+        binary_head = not config.bert_no_binary_head
+        self.pooler = Pooler(config) if binary_head else None
+        self.binary_head = Linear(config.hidden_size, 2, std=config.init_method_std) if binary_head else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        token_types: Tensor,
+        lengths: Tensor,
+        masked_positions: Tensor,
+        masked_labels: Tensor,
+        sop_labels: Tensor,
+        keys: DropoutKeys | None,
+    ) -> LossSums:
+        """Loss sums of a micro-batch. tokens, token_types: int64 [b, s]; lengths, sop_labels: int64 [b].
+
+        masked_positions: int64 [m], row * s + column of each token to predict; masked_labels: int64 [m]. The head is
+        computed at these positions only.
+        """
+        x = self.hidden_states(tokens, token_types, lengths, keys)
+        logits = self.mlm_logits(x, masked_positions)
+        start = self.embeddings.word_embeddings.weight.shard.start  # type: ignore[attr-defined]
+        losses, hits = vocab_parallel_cross_entropy(logits, masked_labels, start, self.context.tensor)
+        sop = sop_hits = torch.zeros((), device=x.device)
+        if self.binary_head is not None:
+            sop_logits = self.sop_logits(x).float()
+            sop = nn.functional.cross_entropy(sop_logits, sop_labels, reduction="sum")
+            sop_hits = (sop_logits.argmax(1) == sop_labels).sum().float()
+        return LossSums(mlm=losses.sum(), mlm_hits=hits.sum().float(), sop=sop, sop_hits=sop_hits)
+
+    def mlm_logits(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Logits of this rank's rows of the vocabulary at `positions` (row * s + column): [m, V / tp]."""
+        s, b, h = x.shape
+        rows, columns = positions // s, positions % s
+        masked = x.reshape(s * b, h).index_select(0, columns * b + rows)
+        table = self.embeddings.word_embeddings.weight
+        return vocabulary_logits(self.lm_head(masked), table, self.lm_head.bias, self.context)
+
+    def sop_logits(self, x: Tensor) -> Tensor:
+        """Logits of "in order" and "swapped": [b, 2]. Only with the binary head."""
+        assert self.pooler is not None and self.binary_head is not None
+        return self.binary_head(self.pooler(x))
+
+
+class BertForTask(BertEncoder):
+    """The encoder with a head for a downstream task."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext, *, num_outputs: int, dropout: float) -> None:
+        """num_outputs: logits of a sample; dropout: probability before the head."""
+        super().__init__(config, context)
+        self.pooler = Pooler(config)
+        self.task_head = Linear(config.hidden_size, num_outputs, std=config.init_method_std)
+        self.probability = dropout
+
+    def forward(self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None) -> Tensor:
+        """Classification logits, fp32 [b, num_outputs]. Arguments as in `BertEncoder.hidden_states`."""
+        pooled = self.pooler(self.hidden_states(tokens, token_types, lengths, keys))
+        # The first b hidden keys are those of position 0, whose state is pooled.
+        first = None if keys is None else keys.hidden[: tokens.shape[0]]
+        return self.task_head(dropout(pooled, self.probability, first, TASK_HEAD_SITE)).float()

@@ -1,0 +1,126 @@
+"""The transformer layer in its two orders, and the stack of them. Hidden states are [s, b, h]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.config import ModelConfig
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.layers import ColumnParallelLinear, LayerNorm, RowParallelLinear, local_heads
+from megatron.mpu.random import DropoutKeys, site_key
+from megatron.ops.attention import attention
+from megatron.ops.dropout import dropout
+
+ATTENTION_SITE, ATTENTION_OUTPUT_SITE, MLP_OUTPUT_SITE = 0, 1, 2
+
+
+def activation_function(config: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """The MLP's activation."""
+    return {"gelu": F.gelu, "gelu_new": _tanh_gelu, "relu": torch.relu}[config.activation]
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def output_std(config: ModelConfig) -> float:
+    """Standard deviation of the matrices that write into the residual stream.
+
+    Divided by sqrt(2 x layers) for pre-LayerNorm (GPT-2, Megatron-LM); plain for the original BERT.
+    """
+    scale = math.sqrt(2.0 * config.num_layers) if config.architecture == "megatron-bert" else 1.0
+    return config.init_method_std / scale
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h]."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext, number: int) -> None:
+        super().__init__()
+        self.heads = local_heads(config.num_attention_heads, context)[1]
+        self.head_size = config.head_size
+        self.probability = config.attention_dropout
+        self.site = site_key(number, ATTENTION_SITE)
+        h = config.hidden_size
+        self.query_key_value = ColumnParallelLinear(h, 3 * h, context, std=config.init_method_std)
+        self.dense = RowParallelLinear(h, h, context, std=output_std(config))
+
+    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+        s, b, _ = x.shape
+        qkv = self.query_key_value(x).view(s, b, self.heads, 3, self.head_size)
+        mixed = attention(
+            qkv,
+            bias,
+            probability=self.probability,
+            keys=None if keys is None else keys.attention,
+            site_key=self.site,
+        )
+        return self.dense(mixed)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between, divided over the tensor group: [s, b, h] -> [s, b, h]."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__()
+        h, ffn = config.hidden_size, config.ffn_hidden_size
+        self.dense_h_to_4h = ColumnParallelLinear(h, ffn, context, std=config.init_method_std)
+        self.dense_4h_to_h = RowParallelLinear(ffn, h, context, std=output_std(config))
+        self.activation = activation_function(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+
+
+class TransformerLayer(nn.Module):
+    """One layer: [s, b, h] -> [s, b, h].
+
+    megatron-bert normalises what enters a block and leaves the residual stream alone (arXiv 1909.08053); bert
+    normalises the sum of the stream and the block's output (arXiv 1810.04805).
+    """
+
+    def __init__(self, config: ModelConfig, context: ParallelContext, number: int) -> None:
+        super().__init__()
+        self.norm_first = config.architecture == "megatron-bert"
+        self.probability = config.hidden_dropout
+        self.attention_site = site_key(number, ATTENTION_OUTPUT_SITE)
+        self.mlp_site = site_key(number, MLP_OUTPUT_SITE)
+        self.attention_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.attention = SelfAttention(config, context, number)
+        self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config, context)
+
+    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+        hidden_keys = None if keys is None else keys.hidden
+        if self.norm_first:
+            block = self.attention(self.attention_layernorm(x), bias, keys)
+            x = x + dropout(block, self.probability, hidden_keys, self.attention_site)
+            block = self.mlp(self.mlp_layernorm(x))
+            return x + dropout(block, self.probability, hidden_keys, self.mlp_site)
+        block = self.attention(x, bias, keys)
+        x = self.attention_layernorm(x + dropout(block, self.probability, hidden_keys, self.attention_site))
+        block = self.mlp(x)
+        return self.mlp_layernorm(x + dropout(block, self.probability, hidden_keys, self.mlp_site))
+
+
+class Encoder(nn.Module):
+    """The stack of layers; megatron-bert ends with one more LayerNorm."""
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        super().__init__()
+        # Keyed by the layer's number in the whole model, so that names are global.
+        self.layers = nn.ModuleDict(
+            {str(number): TransformerLayer(config, context, number) for number in range(config.num_layers)}
+        )
+        norm_first = config.architecture == "megatron-bert"
+        self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon) if norm_first else None
+
+    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+        for layer in self.layers.values():
+            x = layer(x, bias, keys)
+        return x if self.final_layernorm is None else self.final_layernorm(x)

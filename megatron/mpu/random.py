@@ -1,0 +1,68 @@
+"""Randomness without state: the keys that seed dropout.
+
+A dropout decision is a counter hash of (seed, sample, layer, site, position in the global activation). The sample is
+its number in the run, so the step is in it. Recompute, resume and every layout get the same masks, and there is no
+generator state to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutKeys:
+    """64-bit keys of the rows of a micro-batch's activations.
+
+    hidden: int64 [s * b], rows of [s, b, h]. attention: int64 [b * heads * s], rows of [b, heads, s, s].
+    """
+
+    hidden: Tensor
+    attention: Tensor
+
+
+def site_key(layer: int, site: int) -> int:
+    """The 64-bit key of a dropout site: the layer's number in the whole model and the site in the layer."""
+    return _mix_int((layer * 64 + site + 1) * _GOLDEN)
+
+
+def dropout_keys(seed: int, samples: Tensor, *, sequence: int, first_head: int, heads: int) -> DropoutKeys:
+    """Keys for a micro-batch. samples: int64 [b], numbers in the run; heads: attention heads of this rank."""
+    base = _mix(samples * _signed(_GOLDEN) + _signed(_mix_int(seed)))  # [b]
+    positions = torch.arange(1, sequence + 1, dtype=torch.int64, device=samples.device)
+    head_numbers = torch.arange(first_head + 1, first_head + heads + 1, dtype=torch.int64, device=samples.device)
+    rows = (head_numbers << 32)[:, None] + positions  # [heads, s]; hidden rows are those of "head 0"
+    return DropoutKeys(
+        hidden=_mix(base + positions[:, None]).reshape(-1),
+        attention=_mix(base[:, None, None] + rows).reshape(-1),
+    )
+
+
+def _mix_int(z: int) -> int:
+    """The finalizer of splitmix64 on a Python integer."""
+    z &= _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finalizer of splitmix64 on int64 tensors, whose products wrap."""
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: the sign bit does not spread."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,79 @@
+"""How a parameter is divided among tensor-parallel ranks, and its first value.
+
+Every parameter has one global name and one global shape. A rank holds a block of rows along one dimension, or the
+whole tensor. Nothing outside `megatron.mpu` decides how a tensor is divided: all others read the `ShardSpec`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSpec:
+    """The block of a global tensor that a rank holds.
+
+    dim: the divided dimension, None if the rank holds all. start, size: the rows of `dim` held here; the local
+    tensor may have more rows, which are padding and not part of the global tensor.
+    """
+
+    global_shape: tuple[int, ...]
+    dim: int | None = None
+    start: int = 0
+    size: int = 0
+
+    def of_global(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's block of a global tensor (a view)."""
+        return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.size)
+
+    def of_local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The local tensor without its padding rows (a view)."""
+        return tensor if self.dim is None else tensor.narrow(self.dim, 0, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial:
+    """Distribution of a parameter's first value: normal around `mean` with standard deviation `std`."""
+
+    mean: float = 0.0
+    std: float = 0.0
+
+
+def new_parameter(
+    global_shape: tuple[int, ...], initial: Initial, *, dim: int | None = None, rank: int = 0, size: int = 1
+) -> torch.nn.Parameter:
+    """An uninitialised fp32 parameter with its `shard` and `initial` attached.
+
+    dim: the dimension divided over `size` ranks (None: replicated), in blocks of ceil(n / size) rows; a block that
+    reaches beyond the tensor is padded.
+    """
+    if dim is None or size == 1:
+        shape, shard = global_shape, ShardSpec(global_shape=global_shape)
+    else:
+        rows = global_shape[dim]
+        block = -(-rows // size)
+        start = min(rank * block, rows)
+        shard = ShardSpec(global_shape=global_shape, dim=dim, start=start, size=min(block, rows - start))
+        shape = (*global_shape[:dim], block, *global_shape[dim + 1 :])
+    parameter = torch.nn.Parameter(torch.empty(shape))
+    parameter.shard = shard  # type: ignore[attr-defined]
+    parameter.initial = initial  # type: ignore[attr-defined]
+    return parameter
+
+
+def initialize(module: torch.nn.Module, seed: int) -> None:
+    """Draw every parameter of a module as a function of (seed, global name), whatever the layout."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            shard: ShardSpec = parameter.shard  # type: ignore[assignment]
+            initial: Initial = parameter.initial  # type: ignore[assignment]
+            parameter.zero_()
+            values = torch.full(shard.global_shape, initial.mean)
+            if initial.std > 0:
+                digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+                values.normal_(initial.mean, initial.std, generator=generator)
+            shard.of_local(parameter).copy_(shard.of_global(values))

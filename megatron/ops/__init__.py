@@ -1,0 +1,1 @@
+"""Operations on one device: a plain reference in torch and, where compiled, a faster kernel."""

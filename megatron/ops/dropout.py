@@ -1,0 +1,70 @@
+"""Dropout whose mask is a counter hash of keys: nothing is stored, the backward computes the mask again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron import _C
+
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_LOW32 = 0xFFFFFFFF
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
+        ctx.save_for_backward(keys)
+        ctx.arguments = (probability, site_key)
+        return _apply(x, probability, keys, site_key)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (keys,) = ctx.saved_tensors
+        probability, site_key = ctx.arguments
+        return _apply(gradient, probability, keys, site_key), None, None, None
+
+
+def dropout(x: Tensor, probability: float, keys: Tensor | None, site_key: int) -> Tensor:
+    """Zero each element with `probability` and scale the others by 1 / (1 - probability).
+
+    keys: int64, one for each row of x seen as [keys.numel(), columns]; None (evaluation) returns x.
+    """
+    if keys is None or probability == 0.0:
+        return x
+    return _Dropout.apply(x, probability, keys, site_key)
+
+
+def _apply(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
+    x = x.contiguous()
+    if x.device.type == "cpu" and x.dtype in _DTYPE_CODES:
+        y = torch.empty_like(x)
+        rows = keys.numel()
+        _C.dropout(
+            x.data_ptr(), y.data_ptr(), rows, x.numel() // rows, keys.data_ptr(), site_key, 0, probability,
+            _DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+    keep = dropout_mask(keys, site_key, x.numel() // keys.numel(), probability).view(x.shape)
+    return torch.where(keep, x.float() / (1.0 - probability), 0.0).to(x.dtype)
+
+
+def dropout_mask(keys: Tensor, site_key: int, columns: int, probability: float) -> Tensor:
+    """Reference: the elements that are kept, bool [keys.numel(), columns]."""
+    mixed = keys ^ (site_key - (1 << 64) if site_key >= 1 << 63 else site_key)
+    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    low, high = (mixed & _LOW32)[:, None], ((mixed >> 32) & _LOW32)[:, None]
+    column = torch.arange(columns, dtype=torch.int64, device=keys.device)
+    h = _mix32((_mix32(column ^ low) + high) & _LOW32)
+    return h >= min(int(probability * 2.0**32), _LOW32)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A 32-bit finalizer on int64 tensors that hold unsigned 32-bit values."""
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _LOW32
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _LOW32
+    return x ^ (x >> 15)

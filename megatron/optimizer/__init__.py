@@ -1,0 +1,1 @@
+"""AdamW over flat buffers, loss scale and learning-rate schedule."""

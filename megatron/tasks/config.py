@@ -1,0 +1,156 @@
+"""Every option of fine-tuning, once. Flags and help texts are derived from these dataclasses.
+
+Names are Megatron-LM's where it has them.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megatron.errors import UserError
+from megatron.tasks.table import Hyperparameters
+
+ADVICE = {
+    "batch-size": "use --global-batch-size (samples of a step over all processes)",
+    "learning-rate": "use --lr",
+    "max-length": "use --seq-length",
+    "max-seq-length": "use --seq-length",
+    "warmup": "use --lr-warmup-fraction",
+    "load": "use --pretrained-checkpoint",
+    "save": "use --output-dir",
+    "train-data": "use --data-dir, and --train-file for a file of another name",
+    "valid-data": "use --data-dir, and --dev-file for a file of another name",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The task and its files."""
+
+    task: str
+    """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020, or classification: one or two texts of your own files."""
+    data_dir: str
+    """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
+    train_file: str | None = None
+    """Training file of another name, in --data-dir or with its path."""
+    dev_file: str | None = None
+    """Dev file of another name."""
+    test_file: str | None = None
+    """Test file of another name."""
+    predict: bool = False
+    """Write the submission file of each test file to --output-dir."""
+    labels: tuple[str, ...] = ()
+    """classification: the labels [default: those of the training file, sorted]."""
+    text_columns: tuple[str, ...] = ()
+    """classification: the one or two columns of text [default: all but the label's and id]."""
+    label_column: str = "label"
+    """classification: the column of the label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSourceConfig:
+    """The model to start from and the folder of the results."""
+
+    pretrained_checkpoint: str
+    """A checkpoint folder of ours or a Hugging Face folder: shape, weights and vocabulary."""
+    from_scratch: bool = False
+    """Take only shape and vocabulary from --pretrained-checkpoint; draw the weights at random."""
+    eval_only: bool = False
+    """Do not train: --pretrained-checkpoint is a fine-tuned checkpoint (OUTPUT/best of a run) to evaluate."""
+    output_dir: str
+    """Folder for best/ (the checkpoint best on dev), dev_metrics.json, metrics.jsonl and submission files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Hyper-parameters of fine-tuning. Those without a value are the task's own, printed at the start."""
+
+    epochs: int | None = None
+    """Passes over the training file."""
+    global_batch_size: int | None = None
+    """Samples of one step over all processes."""
+    lr: float | None = None
+    """Peak learning rate."""
+    lr_warmup_fraction: float | None = None
+    """Warm-up as a share of the run."""
+    weight_decay: float | None = None
+    """Decoupled weight decay; none on biases and LayerNorms."""
+    seq_length: int | None = None
+    """Longest input in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    hidden_dropout: float | None = None
+    """Dropout of embeddings, block outputs and the head's input."""
+    attention_dropout: float | None = None
+    """Dropout of attention probabilities."""
+    lr_decay_style: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the decay after warm-up."""
+    clip_grad: float = 1.0
+    """Largest norm of the whole gradient; 0 for no clipping."""
+    micro_batch_size: int | None = None
+    """Samples that one process takes through the model at a time [default: its whole part of a batch]."""
+    eval_interval: int | None = None
+    """Steps between evaluations on the dev file [default: the end of each epoch]."""
+    seed: int = 1234
+    """Seed of the head's (or all) initial weights, sample order and dropout."""
+
+    def problems(self) -> list[str]:
+        """Violations of the rules of the hyper-parameters, as messages."""
+        found = []
+        for name in ("epochs", "global_batch_size", "micro_batch_size", "eval_interval", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                found.append(f"--{name.replace('_', '-')} must be positive, not {value}")
+        for name in ("lr_warmup_fraction", "hidden_dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                found.append(f"--{name.replace('_', '-')} must be in [0, 1), not {value}")
+        for name in ("weight_decay", "clip_grad", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                found.append(f"--{name.replace('_', '-')} must not be negative")
+        if self.seq_length is not None and self.seq_length < 8:
+            found.append(f"--seq-length must be at least 8, not {self.seq_length}")
+        return found
+
+    def hyperparameters(self, defaults: Hyperparameters) -> Hyperparameters:
+        """The task's defaults with what was given on the command line."""
+        names = [f.name for f in dataclasses.fields(Hyperparameters)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(defaults, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tuning of an encoder on a task."""
+
+    task: TaskConfig
+    source: ModelSourceConfig
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_interval=10))
+
+    def check(self) -> None:
+        """Raises `UserError` naming every violated rule at once."""
+        found = self.tuning.problems() + self.precision.problems()
+        if self.source.from_scratch and self.source.eval_only:
+            found.append("--eval-only needs trained weights, so it excludes --from-scratch")
+        if self.task.task.lower() != "classification":
+            for name in ("labels", "text_columns"):
+                if getattr(self.task, name):
+                    found.append(f"--{name.replace('_', '-')} is for --task classification; {self.task.task} has its own")
+        if self.logging.log_interval < 1:
+            found.append("--log-interval must be at least 1")
+        if found:
+            raise UserError(found[0] if len(found) == 1 else "\n  - ".join([f"{len(found)} problems:", *found]))
+
+
+def optimizer_config(tuning: TuningConfig, hyper: Hyperparameters) -> OptimizerConfig:
+    """The optimizer of a fine-tuning run."""
+    return OptimizerConfig(
+        lr=hyper.lr,
+        lr_decay_style=tuning.lr_decay_style,
+        lr_warmup_fraction=hyper.lr_warmup_fraction,
+        weight_decay=hyper.weight_decay,
+        clip_grad=tuning.clip_grad,
+    )

@@ -1,0 +1,91 @@
+"""The checkpoint that fine-tuning starts from: shape, vocabulary and weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from megatron.checkpoint import NamedTensor, find_checkpoint, from_huggingface, load_tensors, read_config
+from megatron.config import ModelConfig, model_from_dict
+from megatron.data.tokenizer import Tokenizer, load_tokenizer
+from megatron.errors import UserError
+from megatron.mpu.context import ParallelContext
+
+# Names of the vocabulary in a checkpoint: WordPiece, SentencePiece.
+VOCABULARY, SENTENCEPIECE = "vocab.txt", "tokenizer.model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A checkpoint. task: the description of the task it was fine-tuned on, None for a pre-trained one."""
+
+    folder: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    task: dict[str, Any] | None
+
+    @property
+    def tokenizer_files(self) -> dict[str, Path]:
+        """The vocabulary, to be copied into the checkpoints that follow."""
+        return {name: self.folder / name for name in (VOCABULARY, SENTENCEPIECE) if (self.folder / name).is_file()}
+
+
+def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pretrained:
+    """Open a checkpoint folder, or a Hugging Face folder, which is converted into `workspace` first.
+
+    Raises `UserError` on all ranks if it is missing, damaged or without a vocabulary.
+    """
+    with context.together():
+        if context.is_main and _is_huggingface(path):
+            shutil.rmtree(workspace, ignore_errors=True)
+            for notice in from_huggingface(path, workspace):
+                print(notice, flush=True)
+    converted = context.world.broadcast_object(_is_huggingface(path))
+    folder = find_checkpoint(workspace if converted else path, context=context)
+    if folder is None:
+        raise UserError(f"--pretrained-checkpoint {path} holds neither a checkpoint nor a Hugging Face model")
+    with context.together():
+        config = read_config(folder)
+        if not isinstance(config.get("model"), dict) or not isinstance(config.get("data"), dict):
+            raise UserError(f"{folder / 'config.json'} lacks the sections model and data")
+        model = model_from_dict(config["model"])
+        kind = str(config["data"].get("tokenizer_type"))
+        names = ("vocab_file", VOCABULARY), ("model_file", SENTENCEPIECE)
+        files = {argument: str(folder / name) for argument, name in names if (folder / name).is_file()}
+        if not files:
+            raise UserError(f"--pretrained-checkpoint {path} holds no vocabulary ({VOCABULARY} or {SENTENCEPIECE})")
+        tokenizer = load_tokenizer(kind, **files)
+        if tokenizer.vocab_size > model.vocab_size:
+            raise UserError(
+                f"{folder}: the vocabulary has {tokenizer.vocab_size} tokens, the model only {model.vocab_size} rows"
+            )
+    return Pretrained(folder=folder, model=model, tokenizer=tokenizer, task=config.get("task"))
+
+
+def load_weights(model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, context: ParallelContext) -> tuple[str, ...]:
+    """Copy the checkpoint's weights into a task model, before its optimizer exists.
+
+    fine_tuned: the head of the task must be there; otherwise the head (and a pooler that the checkpoint lacks) keep
+    their initial values. Returns the names that were not in the checkpoint.
+    """
+    named = list(model.named_parameters())
+    into = {name: NamedTensor(tensor=p.data, shard=p.shard) for name, p in named}  # type: ignore[attr-defined]
+    if not fine_tuned:
+        into = {name: part for name, part in into.items() if not name.startswith("task_head.")}
+    lacking = load_tensors(
+        pretrained.folder / "model.safetensors",
+        into,
+        what="weights",
+        context=context,
+        may_lack=() if fine_tuned else ("pooler.",),
+        may_hold=("lm_head.", "binary_head.", "task_head."),
+    )
+    return lacking if fine_tuned else (*lacking, "task_head.weight", "task_head.bias")
+
+
+def _is_huggingface(path: Path) -> bool:
+    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()

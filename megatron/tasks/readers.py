@@ -1,0 +1,181 @@
+"""Task files to rows and examples. Whatever is wrong in a file is a `UserError` that names the file and the line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from megatron.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron.tasks.table import Task
+
+MAX_LINE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a task file: its values by key or column, and where they stand."""
+
+    path: Path
+    line: int
+    values: dict[str, Any]
+
+    def error(self, message: str) -> UserError:
+        """A `UserError` that names this row."""
+        return UserError(f"{self.path}, line {self.line}: {message}")
+
+    def value(self, key: str) -> Any:
+        """The value of a key. Raises `UserError` if it is missing."""
+        if key not in self.values:
+            raise self.error(f"no key {key!r}; the row has {', '.join(map(repr, self.values)) or 'none'}")
+        return self.values[key]
+
+    def text(self, key: str) -> str:
+        """The value of a key that must be a string."""
+        value = self.value(key)
+        if not isinstance(value, str):
+            raise self.error(f"{key!r} must be a string, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """The value of a key that must be a list of strings."""
+        value = self.value(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(f"{key!r} must be a list of strings, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        return value
+
+    def code(self, key: str) -> int | str:
+        """The value of a key that must be a string or an integer (ids, label codes)."""
+        value = self.value(key)
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise self.error(f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input of a task: one or two texts, its class index (None in test files), its id in the test file."""
+
+    texts: tuple[str, ...]
+    label: int | None
+    id: int | str
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of the named files that is in the folder, itself or compressed (`.gz`)."""
+    candidates = [folder / (name + ending) for name in names for ending in ("", ".gz")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a `.tsv` or `.csv` file with a header line, or of a file of JSON lines; `.gz` of each.
+
+    Raises `UserError` for a file that cannot be read and for a malformed line.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".tsv":
+        return _table(path, ((number, line.split("\t")) for number, line in _lines(path) if line.strip()))
+    if kind == ".csv":
+        return _table(path, _csv_cells(path))
+    return _json_lines(path)
+
+
+def read_examples(task: Task, path: Path, split: Literal["train", "dev", "test"]) -> list[Example]:
+    """The examples of a task file, in file order.
+
+    In train and dev files every row needs a label of the task; rows whose annotators did not agree are left out
+    (`task.skipped_labels`). In test files a label is not looked at and no row is left out.
+    Raises `UserError` naming the file and line of what is wrong.
+    """
+    index = {label: number for number, label in enumerate(task.labels)}
+    examples: list[Example] = []
+    for number, row in enumerate(read_rows(path)):
+        label: int | None = None
+        if split != "test":
+            name = str(row.code(task.label_key))
+            if name in task.skipped_labels:
+                continue
+            if name not in index:
+                raise row.error(f"label {name!r} is none of the {len(index)} of {task.name}: {_shortened(task.labels)}")
+            label = index[name]
+        has_id = split == "test" and (task.test_ids or "id" in row.values)
+        examples.append(Example(task.texts(row), label, row.code("id") if has_id else number))
+    if not examples:
+        raise UserError(f"{path} holds no examples of {task.name}")
+    return examples
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers, from 1, and lines without their ends. Lines end at \\n alone: texts hold U+2028 and its like."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > MAX_LINE_BYTES:
+                    raise UserError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+                try:
+                    line = raw.decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                if number == 1:
+                    line = line.removeprefix("\ufeff")
+                yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        yield Row(path, number, values)
+
+
+def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    consumed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal consumed
+        for number, line in _lines(path):
+            consumed = number
+            yield line + "\n"
+
+    cells = csv.reader(lines(), strict=True)
+    try:
+        for row in cells:
+            if row:
+                yield consumed, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {consumed}: not CSV ({error})") from None
+
+
+def _table(path: Path, cells: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+    header: list[str] | None = None
+    for number, row in cells:
+        if header is None:
+            header = row
+            if len(set(header)) < len(header):
+                raise UserError(f"{path}, line {number}: a column name occurs twice in the header {header}")
+        elif len(row) != len(header):
+            raise UserError(f"{path}, line {number}: {len(row)} columns, but the header names {len(header)}")
+        else:
+            yield Row(path, number, dict(zip(header, row)))
+
+
+def _shortened(labels: Sequence[str]) -> str:
+    return ", ".join(labels) if len(labels) <= 20 else f"{', '.join(labels[:10])} ... {labels[-1]}"

@@ -1,0 +1,44 @@
+"""Result files: CLUE submissions and JSON, which appear only when complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.checkpoint.files import replace_file
+from megatron.errors import UserError
+from megatron.tasks.readers import Example
+
+if TYPE_CHECKING:
+    from megatron.tasks.table import Task
+
+
+def submission_name(task: Task, test_file: Path) -> str:
+    """The name CLUE wants for the predictions of a test file; for a file of another name one that tells it apart."""
+    name = test_file.name.removesuffix(".gz")
+    stem = name.rsplit(".", 1)[0]
+    return dict(task.test_files).get(name, f"{task.name}_{stem}_predict.json")
+
+
+def submission_text(examples: Sequence[Example], labels: Sequence[str]) -> str:
+    """One line `{"id":0,"label":"102"}` a row, in the order of the test file; ids and labels as in the task's files."""
+    lines = [
+        json.dumps({"id": example.id, "label": label}, ensure_ascii=False, separators=(",", ":"))
+        for example, label in zip(examples, labels, strict=True)
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def json_text(values: dict[str, Any]) -> str:
+    """Values as readable JSON."""
+    return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, replacing one of that name in a single step. Raises `UserError` if that fails."""
+    try:
+        replace_file(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""The training of an encoder: start-up, step, loop, evaluation, records."""

@@ -1,0 +1,179 @@
+"""The training run, from its first step to its last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.config import PretrainConfig
+from megatron.data.batches import Batch, Split, step_batches
+from megatron.errors import UserError
+from megatron.model import BertForPreTraining
+from megatron.mpu.context import ParallelContext
+from megatron.optimizer.adamw import Optimizer
+from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
+from megatron.training.evaluation import evaluate
+from megatron.training.records import Recorder, losses_line, losses_of, train_line
+from megatron.training.signals import StopFlag
+from megatron.training.state import Progress, save
+from megatron.training.step import Totals, train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a run consists of, built by `megatron.training.launch`."""
+
+    config: PretrainConfig
+    context: ParallelContext
+    model: BertForPreTraining
+    optimizer: Optimizer
+    splits: Mapping[str, Split]
+    recorder: Recorder
+    stop: StopFlag
+    extra_files: dict[str, Path]
+
+
+def train(run: Run, progress: Progress) -> None:
+    """Train from `progress` to the end of the run, with evaluations, records and checkpoints on the way.
+
+    Raises `UserError` after --max-skipped-steps steps in a row that were not finite.
+    """
+    config, context, options = run.config, run.context, run.config.training
+    schedule, total = schedule_of(config), total_samples(config)
+    saved = progress.step
+    window_start = time.perf_counter()
+    stopping = False
+    with _closing(_batches(run, progress)) as batches:
+        while progress.consumed_samples < total and not stopping:
+            batch = next(batches)
+            progress.step += 1
+            progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
+            rate = schedule.learning_rate(progress.consumed_samples)
+            totals, outcome = train_step(
+                run.model, run.optimizer, batch, rate, config=config.model, seed=options.seed, context=context
+            )
+            _count(progress, totals, outcome.skipped)
+            _give_up_if_stuck(progress, batch, config)
+            last = progress.consumed_samples >= total
+            if progress.step % config.logging.log_interval == 0 or last:
+                _record(run, progress, total, outcome.grad_norm, rate, time.perf_counter() - window_start)
+                progress.window, progress.window_steps = Totals(), 0
+                window_start = time.perf_counter()
+            stopping = run.stop.agreed(context)
+            if not stopping and options.eval_interval and (progress.step % options.eval_interval == 0 or last):
+                paused = time.perf_counter()
+                stopping = not _evaluate(run, "valid", progress)
+                window_start += time.perf_counter() - paused
+            stopping |= options.exit_interval is not None and progress.step % options.exit_interval == 0
+            interval = config.checkpoint.save_interval
+            if config.checkpoint.save and (stopping or last or (interval and progress.step % interval == 0)):
+                paused = time.perf_counter()
+                _save(run, progress)
+                saved = progress.step
+                window_start += time.perf_counter() - paused
+    if stopping and progress.consumed_samples < total:
+        where = f"saved step {saved}" if config.checkpoint.save else "not saved: no --save FOLDER"
+        run.recorder.say(f"stopped at step {progress.step} of the run as asked; {where}")
+    else:
+        _evaluate(run, "test", progress)
+
+
+def evaluate_only(run: Run, progress: Progress) -> None:
+    """--skip-train: evaluate the validation and test splits."""
+    for name in ("valid", "test"):
+        _evaluate(run, name, progress)
+
+
+def _batches(run: Run, progress: Progress) -> Iterator[list[Batch]]:
+    return step_batches(
+        run.splits["train"],
+        global_batch_size=lambda consumed: global_batch_size(run.config, consumed),
+        consumed=progress.consumed_samples,
+        micro_batch_size=run.config.training.micro_batch_size,
+        rank=run.context.data.rank,
+        size=run.context.data.size,
+        num_workers=run.config.data.num_workers,
+    )
+
+
+class _closing:
+    """Close a generator at the end of a block, so that its threads end."""
+
+    def __init__(self, batches: Iterator[list[Batch]]) -> None:
+        self.batches = batches
+
+    def __enter__(self) -> Iterator[list[Batch]]:
+        return self.batches
+
+    def __exit__(self, *_: object) -> None:
+        self.batches.close()  # type: ignore[attr-defined]
+
+
+def _count(progress: Progress, totals: Totals, skipped: bool) -> None:
+    """A skipped step counts its tokens and time, but its losses are not numbers to sum."""
+    progress.skipped_steps += skipped
+    progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+    progress.window = progress.window + (Totals(tokens=totals.tokens) if skipped else totals)
+    progress.window_steps += 1
+
+
+def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainConfig) -> None:
+    if progress.skipped_in_a_row >= config.training.max_skipped_steps:
+        samples = [int(number) for micro_batch in batch for number in micro_batch.samples]
+        raise UserError(
+            f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last, step "
+            f"{progress.step}, had samples {min(samples)} to {max(samples)} on this rank; lower --lr, or raise "
+            "--max-skipped-steps for a longer search of the loss scale"
+        )
+
+
+def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float) -> None:
+    config, steps = run.config, progress.window_steps
+    batch = global_batch_size(config, progress.consumed_samples - 1)
+    record: dict[str, Any] = {
+        "split": "train",
+        "step": progress.step,
+        "consumed_samples": progress.consumed_samples,
+        **losses_of(progress.window),
+        "learning_rate": rate,
+        "grad_norm": norm,
+        "loss_scale": run.optimizer.loss_scale.scale,
+        "skipped_steps": progress.skipped_steps,
+        "global_batch_size": batch,
+        "tokens_per_second": progress.window.tokens / seconds,
+        "step_seconds": seconds / steps,
+    }
+    left = (total - progress.consumed_samples) / config.training.global_batch_size
+    end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)
+    run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * seconds / steps))
+
+
+def _evaluate(run: Run, name: str, progress: Progress) -> bool:
+    """Evaluate a split, if there is one and --eval-iters asks for it. False if a stop was asked for meanwhile."""
+    if name not in run.splits or not run.config.training.eval_iters:
+        return True
+    started = time.perf_counter()
+    totals = evaluate(run.model, run.splits[name], run.config, run.context, run.stop)
+    if totals is None:
+        return False
+    seconds = time.perf_counter() - started
+    record = {
+        "split": name,
+        "step": progress.step,
+        "consumed_samples": progress.consumed_samples,
+        **losses_of(totals),
+        "tokens_per_second": totals.tokens / seconds,
+        "evaluation_samples": int(totals.samples),
+        "evaluation_seconds": seconds,
+    }
+    run.recorder.write(record, f"{name} at step {progress.step} | {int(totals.samples)} samples | {losses_line(record)}")
+    return True
+
+
+def _save(run: Run, progress: Progress) -> None:
+    started = time.perf_counter()
+    path = save(run.config, progress, run.optimizer, run.extra_files, run.context)
+    run.recorder.say(f"saved {path} in {time.perf_counter() - started:.1f} s")

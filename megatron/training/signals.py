@@ -1,0 +1,41 @@
+"""Stopping on request: SIGTERM and the time limit, agreed by all ranks."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+from megatron.mpu.context import ParallelContext
+
+
+@dataclass
+class StopFlag:
+    """Whether this process was asked to stop. deadline: `time.monotonic()` value of --exit-duration-in-mins."""
+
+    deadline: float | None = None
+    signalled: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether this rank wants to stop."""
+        return self.signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    def agreed(self, context: ParallelContext) -> bool:
+        """Whether any rank wants to stop; a collective, so all ranks stop at the same step."""
+        return context.world.any(self.asked, context.device)
+
+
+def watch_signals(minutes: float | None) -> StopFlag:
+    """A flag that SIGTERM (and SIGINT, which torchrun passes on) sets, or the end of `minutes`."""
+    flag = StopFlag(deadline=None if minutes is None else time.monotonic() + 60.0 * minutes)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and flag.signalled:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
+        flag.signalled = True
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return flag

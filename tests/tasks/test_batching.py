@@ -1,0 +1,60 @@
+"""Batches: every row once, of like length, and nothing but the seed and the epoch decides."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.tasks.batching import evaluation_batches, padding_ratio, training_batches
+
+TNEWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tasks" / "TNEWS" / "train.json.gz"
+
+
+@given(st.lists(st.integers(2, 128), min_size=1, max_size=400), st.integers(1, 20), st.integers(0, 5))
+def test_every_row_once_and_batch_size_kept(sizes: list[int], batch_size: int, epoch: int) -> None:
+    lengths = np.array(sizes)
+    for batches in (
+        training_batches(lengths, batch_size=batch_size, seed=1, epoch=epoch),
+        evaluation_batches(lengths, batch_size=batch_size),
+    ):
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(sizes)))
+        assert sorted(map(len, batches))[1:] == [batch_size] * (len(batches) - 1)
+        assert padding_ratio(lengths, batches) >= 1
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 1000)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(training_batches(lengths, batch_size=16, seed=seed, epoch=epoch)).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)}) == 6
+
+
+def test_order_does_not_follow_the_length() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 4000)
+    means = [lengths[rows].mean() for rows in training_batches(lengths, batch_size=16, seed=1, epoch=0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+def test_padding_ratio_counts() -> None:
+    lengths = np.array([4, 2, 3, 3])
+    assert padding_ratio(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx((8 + 6) / 12)
+
+
+@pytest.mark.skipif(not TNEWS.exists(), reason="real data is not here")
+@pytest.mark.parametrize("batch_size", [16, 32, 64])
+def test_padding_on_tnews(batch_size: int) -> None:
+    with gzip.open(TNEWS, "rt", encoding="utf-8", newline="\n") as file:
+        lengths = np.array([len(json.loads(line)["sentence"]) + 2 for line in file])
+    for epoch in range(3):
+        ratio = padding_ratio(lengths, training_batches(lengths, batch_size=batch_size, seed=1234, epoch=epoch))
+        assert ratio <= 1.05
+    assert padding_ratio(lengths, evaluation_batches(lengths, batch_size=batch_size)) <= 1.05
