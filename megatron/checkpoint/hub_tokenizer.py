@@ -97,7 +97,8 @@ def read_hub_tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, .
     else:
         return None, (f"{folder} has no {VOCABULARY}; give training the vocabulary of these weights",)
     notices: tuple[str, ...] = ()
-    normalizer = whole.get("normalizer") if isinstance(whole.get("normalizer"), dict) else {}
+    normalizer = whole.get("normalizer")
+    normalizer = normalizer if isinstance(normalizer, dict) else {}
     settings = {
         "do_lower_case": config.get("do_lower_case", normalizer.get("lowercase")),
         "strip_accents": config.get("strip_accents", normalizer.get("strip_accents")),
@@ -118,7 +119,8 @@ def read_hub_tokenizer(folder: Path) -> tuple[TokenizerFile | None, tuple[str, .
 def _vocabulary_of_json(whole: dict[str, Any], path: Path) -> bytes:
     """The lines of vocab.txt from a tokenizer.json."""
     model = whole.get("model")
-    ids = dict(model["vocab"]) if isinstance(model, dict) and isinstance(model.get("vocab"), dict) else {}
+    model = model if isinstance(model, dict) else {}
+    ids = dict(model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
     for token in whole.get("added_tokens") or []:
         if isinstance(token, dict) and "content" in token and "id" in token:
             ids[token["content"]] = token["id"]
@@ -149,7 +151,7 @@ def _write_sentencepiece_as_json(content: bytes, path: Path) -> str | None:
         return "reading its model needs the packages sentencepiece and protobuf"
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
         return "its SentencePiece model is not of the kind unigram"
     if not proto.normalizer_spec.add_dummy_prefix or not proto.normalizer_spec.remove_extra_whitespaces:

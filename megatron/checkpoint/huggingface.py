@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,23 +115,29 @@ def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) ->
     hub = read_huggingface(folder)
     if check is not None:
         check(hub.model, hub.parameters, folder)
-    save_checkpoint(
-        save,
-        0,
-        model={
-            name: NamedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
-            for name, tensor in hub.parameters.items()
-        },
-        optimizer={},
-        config={
-            "model": to_dict(hub.model),
-            "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {},
-            "source": {"folder": folder.absolute().name, "converted_by": f"megatron {__version__}"},
-        },
-        train_state={"iteration": 0, "consumed_samples": 0},
-        extra_files={hub.tokenizer.name: hub.tokenizer.content} if hub.tokenizer else {},
-        context=context,
-    )
+    parameters = {
+        name: NamedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
+        for name, tensor in hub.parameters.items()
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        extra_files = {}
+        if hub.tokenizer is not None:
+            extra_files[hub.tokenizer.name] = Path(temporary) / hub.tokenizer.name
+            extra_files[hub.tokenizer.name].write_bytes(hub.tokenizer.content)
+        save_checkpoint(
+            save,
+            0,
+            model=parameters,
+            optimizer={},
+            config={
+                "model": to_dict(hub.model),
+                "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {},
+                "source": {"folder": folder.absolute().name, "converted_by": f"megatron {__version__}"},
+            },
+            train_state={"step": 0, "consumed_samples": 0},
+            extra_files=extra_files,
+            context=context,
+        )
     return hub.notices
 
 
@@ -400,7 +407,7 @@ def _model_config(
         vocab_size=rows("word"),
         type_vocab_size=rows("token_type"),
         task_type_vocab_size=rows("task_type") if config.get("use_task_id") else 0,
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         layernorm_epsilon=value("layer_norm_eps", float, 1e-12),
         hidden_dropout=value("hidden_dropout_prob", float, 0.1),
         attention_dropout=value("attention_probs_dropout_prob", float, 0.1),

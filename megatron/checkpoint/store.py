@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,7 +44,6 @@ from megatron.mpu.sharding import ShardSpec
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-_FILES = {"model": MODEL, "optimizer": OPTIMIZER}
 CONFIG = "config.json"
 TRAIN_STATE = "train_state.json"
 
@@ -88,13 +87,13 @@ def save_checkpoint(
     optimizer: Mapping[str, NamedTensor],
     config: Mapping[str, Any],
     train_state: Mapping[str, Any],
-    extra_files: Mapping[str, bytes],
+    extra_files: Mapping[str, Path],
     context: ParallelContext,
 ) -> Path:
     """Write a checkpoint and return its folder; called by all ranks. An empty `optimizer` writes none.
 
-    model, optimizer: the same names on all ranks. extra_files: name -> content of further files, e.g. vocab.txt.
-    A checkpoint of the same iteration is replaced.
+    model, optimizer: the same names on all ranks. extra_files: name in the checkpoint -> file to copy,
+    e.g. {"vocab.txt": Path(...)}. A checkpoint of the same iteration is replaced.
     Raises `UserError` on all ranks if it cannot be written; the earlier checkpoints stay as they are.
     """
     assert context.pipeline.size == 1, "whole-tensor checkpoints are written by one pipeline stage"
@@ -111,9 +110,9 @@ def save_checkpoint(
         names = [MODEL, CONFIG, TRAIN_STATE, *([OPTIMIZER] if optimizer else [])]
         write_json(temporary / CONFIG, config)
         write_json(temporary / TRAIN_STATE, train_state)
-        for name, content in extra_files.items():
+        for name, source in extra_files.items():
             with durable_file(temporary / name) as file:
-                file.write(content)
+                file.write(source.read_bytes())
         write_manifest(temporary, [*names, *extra_files])
         flush_folder(temporary)
         publish(temporary, target)
@@ -151,32 +150,26 @@ def read_train_state(checkpoint: Path) -> dict[str, Any]:
     return _read_small(checkpoint / TRAIN_STATE)
 
 
-def holds_optimizer(checkpoint: Path) -> bool:
-    """Whether the checkpoint has the optimizer's state; a converted one has not."""
-    return OPTIMIZER in read_manifest(checkpoint)
-
-
 def load_tensors(
-    checkpoint: Path,
+    path: Path,
     into: Mapping[str, NamedTensor],
     *,
-    what: Literal["model", "optimizer"],
+    what: str,
     context: ParallelContext,
     may_lack: tuple[str, ...] = (),
     may_hold: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
-    """Copy the tensors of a checkpoint into the local parts of `into`, which may have another dtype or layout.
+    """Copy CHECKPOINT/model.safetensors or optimizer.safetensors into local parts, of any dtype and layout.
 
-    may_lack: beginnings of names that the checkpoint need not have. may_hold: beginnings of names that it may have
-    beyond `into`. Padding rows are left as they are.
-    Returns the names in `into` that the checkpoint lacks.
-    Raises `UserError` on all ranks if it is damaged or of another model; then nothing was copied.
+    what: the file in words, for errors ("weights"). may_lack: beginnings of names that the file need not have.
+    may_hold: beginnings of names that the file may have beyond `into`. Padding rows are left as they are.
+    Returns the names in `into` that the file lacks.
+    Raises `UserError` on all ranks if the file is damaged or belongs to another model; then nothing was copied.
     """
-    path = checkpoint / _FILES[what]
     _decide(context, lambda: verify_content(path))
     with context.together(), _open(path) as file:
         shapes = _shapes(file)
-        _compare(path, shapes, into, may_lack, may_hold)
+        _compare(path, shapes, into, what, may_lack, may_hold)
         with torch.no_grad():
             for name, part in into.items():
                 if name in shapes:
@@ -221,6 +214,7 @@ def _compare(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     into: Mapping[str, NamedTensor],
+    what: str,
     may_lack: tuple[str, ...],
     may_hold: tuple[str, ...],
 ) -> None:
@@ -236,7 +230,7 @@ def _compare(
     found = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
     if found:
         raise UserError(
-            f"{path} is of another model ({found}); give the flags it was trained with, or another checkpoint"
+            f"{path} holds the {what} of another model ({found}); give its shape, or another checkpoint"
         )
 
 

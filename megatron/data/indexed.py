@@ -27,8 +27,7 @@ WORDS_MAGIC = b"MWORDS\x00\x01"
 HEADER = struct.Struct("<9sQBQQ")
 WORDS_HEADER = struct.Struct("<8sQ")
 DTYPES: dict[int, np.dtype] = {
-    code: np.dtype(name)
-    for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()
+    code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()
 }
 CHUNK = 1 << 20
 """Elements handled at once, so that memory does not grow with the corpus."""
@@ -54,8 +53,10 @@ class IndexedDataset:
         index, bin_file = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (index, bin_file):
             if not path.is_file():
-                raise UserError(f"{path} does not exist: --data-path takes PREFIX of PREFIX.idx and PREFIX.bin, "
-                                "as tools/preprocess_data.py writes them")  # fmt: skip
+                raise UserError(
+                    f"{path} does not exist: --data-path takes PREFIX of PREFIX.idx and PREFIX.bin, "
+                    "as tools/preprocess_data.py writes them"
+                )
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: preprocess the corpus again")
         self.dtype, sentences, entries = _read_header(index)
@@ -67,8 +68,10 @@ class IndexedDataset:
         self.pointers: np.ndarray = raw[pointers_at:documents_at].view("<i8")
         self.document_index: np.ndarray = raw[documents_at : documents_at + 8 * entries].view("<i8")
         if bin_file.stat().st_size % self.dtype.itemsize:
-            raise UserError(f"{bin_file} is truncated: {bin_file.stat().st_size} bytes are no whole number of "
-                            f"{self.dtype.itemsize}-byte tokens; preprocess the corpus again")  # fmt: skip
+            raise UserError(
+                f"{bin_file} is truncated: {bin_file.stat().st_size} bytes are no whole number of "
+                f"{self.dtype.itemsize}-byte tokens; preprocess the corpus again"
+            )
         self.tokens: np.ndarray = np.memmap(bin_file, mode="r", dtype=self.dtype)
         self._check_arrays()
         self.words = self._open_words()
@@ -127,9 +130,11 @@ class IndexedDataset:
             raise UserError(f"{card} is no readable data card ({error}): remove it or preprocess again") from None
         written = content.get("vocabulary_hash") if isinstance(content, dict) else None
         if written is not None and written != vocabulary_hash:
-            raise UserError(f"{self.prefix} was preprocessed with another vocabulary (data card {str(written)[:12]}, "
-                            f"--vocab-file or --tokenizer-model {vocabulary_hash[:12]}): give the vocabulary of the "
-                            "corpus or preprocess it again")  # fmt: skip
+            raise UserError(
+                f"{self.prefix} was preprocessed with another vocabulary (data card {str(written)[:12]}, "
+                f"--vocab-file or --tokenizer-model {vocabulary_hash[:12]}): give the vocabulary of the "
+                "corpus or preprocess it again"
+            )
 
     def _check_arrays(self) -> None:
         """Every sentence lies inside the .bin, and documents are ascending runs of sentences that cover them all."""
@@ -141,14 +146,17 @@ class IndexedDataset:
                 raise UserError(f"{self.prefix}.idx is damaged: negative length or offset of a sentence")
             # Compared without adding, which hostile numbers could overflow.
             if pointers.max() > token_bytes or (token_bytes - pointers < sizes * self.dtype.itemsize).any():
-                raise UserError(f"{self.prefix}.bin is truncated: it has {token_bytes} bytes, the index names more; "
-                                "copy it again or preprocess the corpus again")  # fmt: skip
+                raise UserError(
+                    f"{self.prefix}.bin is truncated: it has {token_bytes} bytes, the index names more; "
+                    "copy it again or preprocess the corpus again"
+                )
             if (pointers % self.dtype.itemsize).any():
                 raise UserError(f"{self.prefix}.idx is damaged: a sentence does not start at a whole token")
         documents = self.document_index
         if len(documents) < 2 or documents[0] != 0 or documents[-1] != self.num_sentences:
-            raise UserError(f"{self.prefix}.idx is damaged: its documents do not cover its {self.num_sentences} "
-                            "sentences")  # fmt: skip
+            raise UserError(
+                f"{self.prefix}.idx is damaged: its documents do not cover its {self.num_sentences} sentences"
+            )
         for start in range(0, len(documents) - 1, CHUNK):
             part = documents[start : start + CHUNK + 1]
             if (part[1:] < part[:-1]).any():
@@ -165,8 +173,10 @@ class IndexedDataset:
             raise UserError(f"{path} is no word-boundary file: preprocess the corpus again")
         count = WORDS_HEADER.unpack(header)[1]
         if count != self.num_tokens or path.stat().st_size != expected:
-            raise UserError(f"{path} does not fit {self.prefix}.bin: {count} tokens in {path.stat().st_size} bytes, "
-                            f"expected {self.num_tokens} in {expected}; preprocess the corpus again")  # fmt: skip
+            raise UserError(
+                f"{path} does not fit {self.prefix}.bin: {count} tokens in {path.stat().st_size} bytes, "
+                f"expected {self.num_tokens} in {expected}; preprocess the corpus again"
+            )
         words: np.ndarray = np.memmap(path, mode="r", dtype=np.uint8, offset=0)[WORDS_HEADER.size :]
         return words
 
@@ -174,8 +184,10 @@ class IndexedDataset:
 def check_largest_token(prefix: str, largest: int, vocab_size: int) -> None:
     """Raise `UserError` if the largest token id of a corpus is not in a vocabulary of `vocab_size` tokens."""
     if largest >= vocab_size:
-        raise UserError(f"{prefix}.bin holds token id {largest}, but the vocabulary has {vocab_size} tokens: give the "
-                        "vocabulary that the corpus was preprocessed with")  # fmt: skip
+        raise UserError(
+            f"{prefix}.bin holds token id {largest}, but the vocabulary has {vocab_size} tokens: give the "
+            "vocabulary that the corpus was preprocessed with"
+        )
 
 
 def _read_header(index: Path) -> tuple[np.dtype, int, int]:
@@ -184,8 +196,9 @@ def _read_header(index: Path) -> tuple[np.dtype, int, int]:
     with index.open("rb") as file:
         header = file.read(HEADER.size)
     if header.startswith(LEGACY_MAGIC):
-        raise UserError(f"{index} is in the old 'lazy/cached' format (TNTIDX), which is not read: preprocess the "
-                        "corpus again")  # fmt: skip
+        raise UserError(
+            f"{index} is in the old 'lazy/cached' format (TNTIDX), which is not read: preprocess the corpus again"
+        )
     if header[: len(INDEX_MAGIC)] != INDEX_MAGIC[: len(header)]:
         raise UserError(f"{index} is no index of a Megatron corpus (it starts with {header[:9]!r}): check --data-path")
     if len(header) < HEADER.size:
@@ -200,8 +213,10 @@ def _read_header(index: Path) -> tuple[np.dtype, int, int]:
     expected = HEADER.size + 12 * sentences + 8 * entries
     if size != expected:
         state = "truncated" if size < expected else "damaged"
-        raise UserError(f"{index} is {state}: {size} bytes, expected {expected} for {sentences} sentences and "
-                        f"{entries - 1} documents; copy it again or preprocess the corpus again")  # fmt: skip
+        raise UserError(
+            f"{index} is {state}: {size} bytes, expected {expected} for {sentences} sentences and "
+            f"{entries - 1} documents; copy it again or preprocess the corpus again"
+        )
     return DTYPES[code], sentences, entries
 
 
@@ -222,7 +237,7 @@ class IndexedWriter:
         try:
             Path(prefix).parent.mkdir(parents=True, exist_ok=True)
             for part in ("bin", "words", "lengths", "documents") if words else ("bin", "lengths", "documents"):
-                self._files[part] = open(self._temporary(part), "w+b")
+                self._files[part] = open(self._temporary(part), "w+b")  # noqa: SIM115 (closed by abort)
         except OSError as error:
             self.abort()
             raise UserError(f"cannot write {prefix}.bin: {error.strerror}") from None
@@ -240,13 +255,16 @@ class IndexedWriter:
         """
         tokens, lengths, documents = np.asarray(tokens), np.asarray(lengths), np.asarray(documents)
         if int(lengths.sum()) != len(tokens) or int(documents.sum()) != len(lengths):
-            raise ValueError(f"{len(tokens)} tokens, {len(lengths)} sentences of {lengths.sum()} tokens and documents "
-                             f"of {documents.sum()} sentences do not fit together")  # fmt: skip
+            raise ValueError(
+                f"{len(tokens)} tokens, {len(lengths)} sentences of {lengths.sum()} tokens and documents "
+                f"of {documents.sum()} sentences do not fit together"
+            )
         if (len(lengths) and (lengths.min() < 0 or lengths.max() >= 2**31)) or (len(documents) and documents.min() < 0):
             raise ValueError("a sentence or a document has a length outside [0, 2^31)")
         if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= self.vocab_size):
-            raise ValueError(f"token ids {tokens.min()} to {tokens.max()} are outside the vocabulary of "
-                             f"{self.vocab_size}")  # fmt: skip
+            raise ValueError(
+                f"token ids {tokens.min()} to {tokens.max()} are outside the vocabulary of {self.vocab_size}"
+            )
         if (word_starts is not None) != ("words" in self._files):
             raise ValueError("word starts must be given exactly when the writer was made with words")
         self._write("bin", tokens.astype(self.dtype).tobytes())
@@ -274,7 +292,7 @@ class IndexedWriter:
                 self._write("words", np.packbits(self._loose_bits, bitorder="little").tobytes())
                 self._files["words"].seek(0)
                 self._write("words", WORDS_HEADER.pack(WORDS_MAGIC, self.num_tokens))
-            self._files["idx"] = open(self._temporary("idx"), "w+b")
+            self._files["idx"] = open(self._temporary("idx"), "w+b")  # noqa: SIM115 (closed by abort)
             self._write_index()
             for part in (*parts, "idx"):
                 self._files[part].flush()

@@ -111,7 +111,7 @@ def _ends(line: str, begin: int, mark: int, mark_end: int, end: int) -> bool:
         return False
     marks = line[mark:mark_end]
     if not _FULL_STOPS.isdisjoint(marks):
-        return len(marks) > 1 or marks != "。" or not _stammers(line, begin, mark)
+        return True
     first = _FIRST_WORD.match(line, end)
     word = (first.group(1) if first else None) or ""
     spaced = following.isspace()
@@ -120,17 +120,10 @@ def _ends(line: str, begin: int, mark: int, mark_end: int, end: int) -> bool:
     if "!" in marks or "?" in marks:
         return spaced or bool(_HAN.match(following))
     if not _ELLIPSES.isdisjoint(marks) or len(marks) > 1:
-        if _stammers(line, begin, mark):
-            return False
         # Chinese writes six dots (two characters); fewer, with no space after them, are a pause.
         long = len(marks) >= 6 or sum(character in _ELLIPSES for character in marks) >= 2
         return spaced or (long and not word[:1].islower())
     return _full_point_ends(line[begin:mark], word, closed=end > mark_end, spaced=spaced, following=following)
-
-
-def _stammers(line: str, begin: int, mark: int) -> bool:
-    """Whether nothing has been said yet."""
-    return not _WORD_CHARACTER.search(line, begin, mark)
 
 
 def _full_point_ends(before: str, word: str, *, closed: bool, spaced: bool, following: str) -> bool:

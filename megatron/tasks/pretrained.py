@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from megatron.checkpoint import NamedTensor, find_checkpoint, from_huggingface, load_tensors, read_config
+from megatron.checkpoint.files import MANIFEST
+from megatron.checkpoint.store import MODEL, TRACKER
 from megatron.config import ModelConfig, model_from_dict
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
@@ -77,7 +79,7 @@ def load_weights(model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, 
     if not fine_tuned:
         into = {name: part for name, part in into.items() if not name.startswith("task_head.")}
     lacking = load_tensors(
-        pretrained.folder / "model.safetensors",
+        pretrained.folder / MODEL,
         into,
         what="weights",
         context=context,
@@ -88,4 +90,6 @@ def load_weights(model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, 
 
 
 def _is_huggingface(path: Path) -> bool:
-    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
+    """Whether the folder is in Hugging Face's form: a save folder of ours may have a config.json, too."""
+    ours = any((path / name).exists() for name in (MANIFEST, TRACKER)) or any(path.glob("iter_*"))
+    return (path / "config.json").is_file() and not ours

@@ -1,0 +1,187 @@
+"""The fine-tuning run, from its first step to its last; the checkpoint that is best on the dev file is kept."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron.checkpoint import NamedTensor, load_tensors, save_checkpoint
+from megatron.checkpoint.store import MODEL
+from megatron.config import to_dict
+from megatron.errors import UserError
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.layers import local_heads
+from megatron.mpu.random import dropout_keys
+from megatron.optimizer.adamw import Optimizer, Outcome
+from megatron.optimizer.schedule import Schedule
+from megatron.tasks.batching import training_batches
+from megatron.tasks.config import optimizer_config
+from megatron.tasks.encode import Encoded
+from megatron.tasks.evaluation import evaluate, forward, scores_line
+from megatron.tasks.inputs import description
+from megatron.tasks.run import Run
+from megatron.training.records import clock
+
+BEST = "best"
+MAX_SKIPPED_STEPS = 50
+
+
+@dataclass
+class Window:
+    """What happened since the last record. sums: of losses (nats) and of hits, fp64 [2], of this rank's samples."""
+
+    sums: torch.Tensor
+    started: float
+    samples: int = 0
+    tokens: int = 0
+    steps: int = 0
+
+
+def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
+    """Train, evaluate and keep the best weights, which the model has in the end. Returns their dev scores.
+
+    Raises `UserError` after 50 steps in a row whose gradient was not finite.
+    """
+    tuning, hyper, context = run.config.tuning, run.hyper, run.context
+    settings = optimizer_config(tuning, hyper)
+    optimizer = Optimizer(run.model, settings, run.config.precision, context)
+    examples = len(train_set.labels)
+    schedule = Schedule(
+        config=settings,
+        warmup=int(hyper.lr_warmup_fraction * examples * hyper.epochs),
+        decay=examples * hyper.epochs,
+    )
+    epoch_steps = -(-examples // hyper.global_batch_size)
+    steps = epoch_steps * hyper.epochs
+    best: dict[str, Any] = {}
+    step = consumed = skipped = skipped_in_a_row = 0
+    window = _new_window(context)
+    run.model.train()
+    for epoch in range(hyper.epochs):
+        for rows in training_batches(
+            train_set.lengths, batch_size=hyper.global_batch_size, seed=tuning.seed, epoch=epoch
+        ):
+            step, consumed = step + 1, consumed + len(rows)
+            rate = schedule.learning_rate(consumed)
+            outcome = train_step(run, optimizer, train_set, rows, epoch, rate, window)
+            skipped += outcome.skipped
+            skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
+            if skipped_in_a_row == MAX_SKIPPED_STEPS:
+                raise UserError(f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower --lr")
+            position = {"step": step, "epoch": consumed / examples, "consumed_samples": consumed}
+            if step % run.config.logging.log_interval == 0 or step == steps:
+                record = _train_record(position, window, context)
+                record |= {"learning_rate": rate, "grad_norm": outcome.grad_norm, "skipped_steps": skipped}
+                run.recorder.write(record, _train_line(record, steps))
+                window = _new_window(context)
+            if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
+                paused = time.perf_counter()
+                found = {**evaluate(run, dev_set), **position}
+                run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}")
+                if not best or found[run.task.metric.__name__] > best[run.task.metric.__name__]:
+                    best = found
+                    _save_best(run, optimizer, best)
+                window.started += time.perf_counter() - paused
+    _load_best(run, optimizer, best["step"])
+    return best
+
+
+def train_step(
+    run: Run, optimizer: Optimizer, train_set: Encoded, rows: np.ndarray, epoch: int, rate: float, window: Window
+) -> Outcome:
+    """One step over a global batch, int64 [rows], of which this rank takes its share; counted in `window`.
+
+    The loss is the sum over the batch divided by its number of rows, whatever the division into shares.
+    """
+    context, tuning = run.context, run.config.tuning
+    first_head, heads = local_heads(run.model_config.num_attention_heads, context)
+    # A batch is sorted by length: dealing its rows out in turn gives ranks equal work.
+    own = rows[context.data.rank :: context.data.size]
+    size = tuning.micro_batch_size or max(len(own), 1)
+    sums = torch.zeros_like(window.sums)
+    optimizer.zero_gradients()
+    for start in range(0, len(own), size):
+        batch = train_set.batch(own[start : start + size])
+        samples = torch.from_numpy(batch.rows + epoch * len(train_set.labels)).to(context.device)
+        keys = dropout_keys(tuning.seed, samples, sequence=batch.tokens.shape[1], first_head=first_head, heads=heads)
+        logits = forward(run.model, batch, context, keys)
+        labels = torch.from_numpy(batch.labels).to(context.device)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        (loss * (optimizer.loss_scale.scale / len(rows))).backward()
+        sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).sum().double()])
+    outcome = optimizer.step(rate)
+    window.steps += 1
+    window.tokens += int(train_set.lengths[rows].sum())
+    if not outcome.skipped:  # the losses of a skipped step may not be numbers
+        window.samples += len(rows)
+        window.sums += sums
+    return outcome
+
+
+def _new_window(context: ParallelContext) -> Window:
+    return Window(sums=torch.zeros(2, dtype=torch.float64, device=context.device), started=time.perf_counter())
+
+
+def _train_record(position: dict[str, Any], window: Window, context: ParallelContext) -> dict[str, Any]:
+    """Means over the samples of all ranks since the last record."""
+    loss, hits = context.data.all_reduce_(window.sums).tolist()
+    seconds, samples = time.perf_counter() - window.started, max(window.samples, 1)
+    return {
+        "split": "train",
+        **position,
+        "loss": loss / samples,
+        "accuracy": hits / samples,
+        "samples_per_second": window.samples / seconds,
+        "tokens_per_second": window.tokens / seconds,
+        "step_seconds": seconds / window.steps,
+    }
+
+
+def _train_line(record: dict[str, Any], steps: int) -> str:
+    left = (steps - record["step"]) * record["step_seconds"]
+    skipped = f" | skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
+    return (
+        f"step {record['step']}/{steps} | epoch {record['epoch']:.2f} | loss {record['loss']:.4f} "
+        f"({record['accuracy']:.1%}) | lr {record['learning_rate']:.3e} | norm {record['grad_norm']:.3f}{skipped} "
+        f"| {record['samples_per_second']:.0f} samples/s | ETA {clock(left)}"
+    )
+
+
+def _weights(optimizer: Optimizer) -> dict[str, NamedTensor]:
+    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in optimizer.weights().items()}
+
+
+def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
+    """Save the weights to OUTPUT/best, then remove the checkpoint that was the best before."""
+    config = {
+        **to_dict(run.config),
+        "model": to_dict(run.model_config),
+        "data": {"tokenizer_type": run.pretrained.tokenizer.kind, "seq_length": run.hyper.seq_length},
+        "task": description(run.task, run.hyper.seq_length),
+        "hyperparameters": to_dict(run.hyper),
+    }
+    kept = save_checkpoint(
+        run.output / BEST,
+        best["step"],
+        model=_weights(optimizer),
+        optimizer={},
+        config=config,
+        train_state=best,
+        extra_files=run.pretrained.tokenizer_files,
+        context=run.context,
+    )
+    if run.context.is_main:
+        for folder in kept.parent.glob("iter_*"):
+            if folder != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_best(run: Run, optimizer: Optimizer, step: int) -> None:
+    path = run.output / BEST / f"iter_{step:07d}" / MODEL
+    load_tensors(path, _weights(optimizer), what="weights", context=run.context)
+    optimizer.publish()
