@@ -23,24 +23,23 @@ size_t choose(const std::vector<double>& weights, const std::vector<int64_t>& ta
 }  // namespace
 
 Blend::Blend(std::vector<double> weights)
-    : weights_(std::move(weights)), checkpoints_{std::vector<int64_t>(weights_.size(), 0)} {}
+    : weights_(std::move(weights)),
+      checkpoints_{std::vector<int64_t>(weights_.size(), 0)},
+      recent_taken_(weights_.size(), 0) {}
 
 std::vector<int64_t> Blend::state_at(int64_t k) {
     if (weights_.size() == 1) return {k};
-    const size_t wanted = static_cast<size_t>(k / kStride);
-    std::vector<int64_t> taken;
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        while (checkpoints_.size() <= wanted) {
-            int64_t i = static_cast<int64_t>(checkpoints_.size() - 1) * kStride;
-            taken = checkpoints_.back();
-            for (const int64_t end = i + kStride; i < end; ++i) ++taken[choose(weights_, taken, i)];
-            checkpoints_.push_back(taken);
-        }
-        taken = checkpoints_[wanted];
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (k < recent_) {
+        const size_t kept = std::min(static_cast<size_t>(k / kStride), checkpoints_.size() - 1);
+        recent_ = static_cast<int64_t>(kept) * kStride;
+        recent_taken_ = checkpoints_[kept];
     }
-    for (int64_t i = static_cast<int64_t>(wanted) * kStride; i < k; ++i) ++taken[choose(weights_, taken, i)];
-    return taken;
+    for (; recent_ < k; ++recent_) {
+        if (recent_ == static_cast<int64_t>(checkpoints_.size()) * kStride) checkpoints_.push_back(recent_taken_);
+        ++recent_taken_[choose(weights_, recent_taken_, recent_)];
+    }
+    return recent_taken_;
 }
 
 void Blend::assign(int64_t first, int64_t count, int32_t* corpus, int64_t* number) {

@@ -8,8 +8,8 @@
 namespace megatron {
 
 // Megatron's rule: sample k comes from the corpus with the largest weight * max(k, 1) - taken, ties to the first. So no
-// corpus ever runs ahead of its share by a whole sample. Any k may be asked for at any time, from any thread: the state
-// is kept every kStride samples and the rule is replayed from there.
+// corpus ever runs ahead of its share by a whole sample. Any k may be asked for at any time, from any thread: the rule is
+// replayed from the nearest state kept, one every kStride samples and the most recent one.
 class Blend {
   public:
     explicit Blend(std::vector<double> weights);  // positive, summing to 1
@@ -29,6 +29,8 @@ class Blend {
 
     const std::vector<double> weights_;
     std::vector<std::vector<int64_t>> checkpoints_;  // taken before sample 0, kStride, 2 kStride, ...
+    int64_t recent_ = 0;                             // sample before which recent_taken_ holds
+    std::vector<int64_t> recent_taken_;
     std::mutex mutex_;
 };
 

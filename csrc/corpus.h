@@ -26,6 +26,7 @@ class Unaligned {
 // With two segments a slice is half of what fits, so that a pair of slices fills a sample and nothing is cut away.
 struct PieceRule {
     int64_t longest, slice;
+    int64_t fewest;  // pieces of a sample: one for each segment
     int64_t length(int64_t sentence) const { return sentence <= longest ? sentence : slice; }
     int64_t count(int64_t sentence) const {
         return sentence <= longest ? (sentence > 0) : (sentence + slice - 1) / slice;

@@ -17,7 +17,7 @@ uint16_t draw_target(const TargetRule& rule, uint64_t threshold, Random& random)
 }  // namespace
 
 SampleIndex build_sample_index(Unaligned<int32_t> sizes, Unaligned<int64_t> document_index, int64_t documents,
-                               SplitRange split, PieceRule pieces, TargetRule targets, int64_t min_pieces) {
+                               SplitRange split, PieceRule pieces, TargetRule targets) {
     SampleIndex index;
     const Permutation place(static_cast<uint64_t>(std::max<int64_t>(documents, 1)), split.key);
     const bool all = split.first == 0 && split.last == documents;
@@ -32,7 +32,7 @@ SampleIndex build_sample_index(Unaligned<int32_t> sizes, Unaligned<int64_t> docu
         const int64_t begin = document_index[d], end = document_index[d + 1];
         int64_t remaining = 0;
         for (int64_t s = begin; s < end; ++s) remaining += pieces.count(sizes[s]);
-        if (remaining < min_pieces) {
+        if (remaining < pieces.fewest) {
             ++index.short_documents;
             continue;
         }
@@ -50,7 +50,7 @@ SampleIndex build_sample_index(Unaligned<int32_t> sizes, Unaligned<int64_t> docu
                 ++count;
                 --remaining;
                 tokens += std::min(step, size - offset);
-                if ((tokens >= row.target && count >= min_pieces && remaining >= min_pieces) || remaining == 0) {
+                if ((tokens >= row.target && count >= pieces.fewest && remaining >= pieces.fewest) || remaining == 0) {
                     row.pieces = static_cast<uint16_t>(count);
                     index.rows.push_back(row);
                     row.target = draw_target(targets, threshold, random);

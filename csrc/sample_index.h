@@ -28,7 +28,7 @@ struct SampleIndex {
 // The samples of one epoch over a split: consecutive pieces of a document until the target is reached, as Megatron's
 // build_mapping. Every piece of a usable document is in exactly one sample.
 SampleIndex build_sample_index(Unaligned<int32_t> sizes, Unaligned<int64_t> document_index, int64_t documents,
-                               SplitRange split, PieceRule pieces, TargetRule targets, int64_t min_pieces);
+                               SplitRange split, PieceRule pieces, TargetRule targets);
 
 // A checksum of the rows, to find a damaged cache.
 uint64_t checksum(const SampleRow* rows, int64_t count);

@@ -357,7 +357,9 @@ class PretrainConfig:
         if train.rampup_batch_size is not None:
             start, increment, _ = train.rampup_batch_size
             sizes |= {"--rampup-batch-size START": start, "--rampup-batch-size INCREMENT": increment}
-            if train.global_batch_size and (train.global_batch_size < start or (train.global_batch_size - start) % increment):
+            if train.global_batch_size and (
+                train.global_batch_size < start or (train.global_batch_size - start) % increment
+            ):
                 found.append("--rampup-batch-size: --global-batch-size minus START must be a multiple of INCREMENT")
         for flag, size in sizes.items():
             if chunk > 0 and size % chunk:
@@ -386,7 +388,9 @@ class PretrainConfig:
         """
         problems = self.problems(data_parallel_size)
         if problems:
-            raise UserError("; ".join(problems) if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems]))
+            raise UserError(
+                "; ".join(problems) if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems])
+            )
         model, train = self.model, self.training
         return dataclasses.replace(
             self,

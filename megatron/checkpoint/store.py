@@ -229,9 +229,7 @@ def _compare(
     }
     found = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
     if found:
-        raise UserError(
-            f"{path} holds the {what} of another model ({found}); give its shape, or another checkpoint"
-        )
+        raise UserError(f"{path} holds the {what} of another model ({found}); give its shape, or another checkpoint")
 
 
 def _first(names: list[str], limit: int = 3) -> str:

@@ -77,6 +77,11 @@ class IndexedDataset:
         self.words = self._open_words()
 
     @property
+    def dtype_code(self) -> int:
+        """Code of `dtype` in the .idx."""
+        return next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
+
+    @property
     def num_documents(self) -> int:
         return len(self.document_index) - 1
 

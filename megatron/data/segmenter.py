@@ -69,7 +69,9 @@ def read_user_dict(path: Path) -> list[tuple[str, int | None, str | None]]:
             continue
         match = re.fullmatch(r"(\S+)(?:\s+([0-9]{1,9}))?(?:\s+([a-zA-Z]+))?", line.strip())
         if match is None:
-            raise UserError(f"--user-dict {path}:{number}: expected WORD [FREQUENCY] [TAG], found {line.strip()[:60]!r}")
+            raise UserError(
+                f"--user-dict {path}:{number}: expected WORD [FREQUENCY] [TAG], found {line.strip()[:60]!r}"
+            )
         word, frequency, tag = match.groups()
         words.append((word, int(frequency) if frequency else None, tag))
     return words

@@ -20,7 +20,9 @@ _CLOSERS = frozenset("”’」』》〉）】〕］｝)]}\"'＂＇»")
 _GOES_ON = frozenset(",，、;；:：。｡．.！？!?‼⁇⁈⁉…⋯")
 _HAN = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uff60“‘—]")
 _OPENERS = "“‘「『（(【〔［[《〈\"'«"
-_FIRST_WORD = regex.compile(rf"\s*[{regex.escape(_OPENERS, special_only=True)}]*(\p{{L}}[\p{{L}}'’]*(?![.\p{{L}}])|\S)?")
+_FIRST_WORD = regex.compile(
+    rf"\s*[{regex.escape(_OPENERS, special_only=True)}]*(\p{{L}}[\p{{L}}'’]*(?![.\p{{L}}])|\S)?"
+)
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.&'’-]{1,40}$")
 _LIST_NUMBER = regex.compile(r"\s*[(（\[]?(?:\d{1,3}(?:\.\d{1,3})*|\p{L}|[ivxIVX]+|[一二三四五六七八九十]{1,3})")
 _INITIALS = regex.compile(r"(?:\p{L}\.)*\p{L}")

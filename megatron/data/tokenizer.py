@@ -67,9 +67,7 @@ class Tokenizer:
         return self.encode_batch([text])[0][0]
 
 
-def load_tokenizer(
-    kind: str, vocab_file: str | Path | None = None, model_file: str | Path | None = None
-) -> Tokenizer:
+def load_tokenizer(kind: str, vocab_file: str | Path | None = None, model_file: str | Path | None = None) -> Tokenizer:
     """The tokenizer of Megatron's `--tokenizer-type`, from a vocab.txt or a SentencePiece model.
 
     Raises `UserError` for an unknown kind and for a file that is absent, of another kind, or lacks special tokens.

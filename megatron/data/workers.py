@@ -8,9 +8,10 @@ import queue
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, workers: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The results of `make()(item)` in the order of the items, computed in `workers` new processes.
 
     `make` runs once in each process. At most two items a worker are under way, whatever their number. An exception of
@@ -99,6 +100,7 @@ def _work(make: Callable[[], Callable[[Item], Result]], connection: Connection) 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes started inside never see Ctrl-C: the signal mask is inherited."""
+    resource_tracker.ensure_running()  # its start would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

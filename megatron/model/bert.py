@@ -24,6 +24,7 @@ from megatron.mpu.layers import (
     vocabulary_logits,
 )
 from megatron.mpu.random import DropoutKeys, site_key
+from megatron.mpu.sharding import shard_of
 from megatron.ops.attention import padding_bias
 from megatron.ops.dropout import dropout
 
@@ -89,9 +90,7 @@ class BertEncoder(nn.Module):
         self.embeddings = Embeddings(config, context)
         self.encoder = Encoder(config, context)
 
-    def hidden_states(
-        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None
-    ) -> Tensor:
+    def hidden_states(self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None) -> Tensor:
         """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding. Returns [s, b, h]."""
         x = self.embeddings(tokens, token_types, keys)
         return self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
@@ -138,7 +137,7 @@ class BertForPreTraining(BertEncoder):
         """
         x = self.hidden_states(tokens, token_types, lengths, keys)
         logits = self.mlm_logits(x, masked_positions)
-        start = self.embeddings.word_embeddings.weight.shard.start  # type: ignore[attr-defined]
+        start = shard_of(self.embeddings.word_embeddings.weight).start
         losses, hits = vocab_parallel_cross_entropy(logits, masked_labels, start, self.context.tensor)
         sop = sop_hits = torch.zeros((), device=x.device)
         if self.binary_head is not None:

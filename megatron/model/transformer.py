@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,12 @@ ATTENTION_SITE, ATTENTION_OUTPUT_SITE, MLP_OUTPUT_SITE = 0, 1, 2
 
 def activation_function(config: ModelConfig) -> Callable[[Tensor], Tensor]:
     """The MLP's activation."""
-    return {"gelu": F.gelu, "gelu_new": _tanh_gelu, "relu": torch.relu}[config.activation]
-
-
-def _tanh_gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "relu": torch.relu,
+    }
+    return functions[config.activation]
 
 
 def output_std(config: ModelConfig) -> float:

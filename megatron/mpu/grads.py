@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.mpu.context import ParallelContext
+from megatron.mpu.sharding import shard_of
 
 _ALIGNMENT = 16  # elements: a parameter starts on a cache line
 
@@ -45,7 +46,7 @@ class FlatParameters:
             for divided in (False, True):
                 start = offset
                 for name, parameter in named:
-                    is_divided = parameter.shard.dim is not None  # type: ignore[attr-defined]
+                    is_divided = shard_of(parameter).dim is not None
                     if (parameter.dim() >= 2, is_divided) == (decay, divided):
                         self._places[name] = (offset, parameter.shape)
                         offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.regions import copy_to_tensor_region, reduce_from_tensor_region
-from megatron.mpu.sharding import Initial, new_parameter
+from megatron.mpu.sharding import Initial, new_parameter, shard_of
 
 ZEROS, ONES = Initial(), Initial(mean=1.0)
 
@@ -82,14 +82,12 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, rows: int, width: int, context: ParallelContext, *, std: float) -> None:
         super().__init__()
         self.group = context.tensor
-        self.weight = new_parameter(
-            (rows, width), Initial(std=std), dim=0, rank=self.group.rank, size=self.group.size
-        )
+        self.weight = new_parameter((rows, width), Initial(std=std), dim=0, rank=self.group.rank, size=self.group.size)
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.group.size == 1:
             return F.embedding(ids, self.weight)
-        local = ids - self.weight.shard.start  # type: ignore[attr-defined]
+        local = ids - shard_of(self.weight).start
         outside = (local < 0) | (local >= self.weight.shape[0])
         words = F.embedding(local.masked_fill(outside, 0), self.weight)
         return reduce_from_tensor_region(words.masked_fill(outside.unsqueeze(-1), 0.0), self.group)
@@ -126,7 +124,7 @@ class VocabParallelBias(nn.Module):
 def vocabulary_logits(x: Tensor, word_table: nn.Parameter, bias: nn.Parameter, context: ParallelContext) -> Tensor:
     """Logits of this rank's rows of the vocabulary: x [n, h] -> [n, V / tp]; padding rows get -inf."""
     logits = F.linear(copy_to_tensor_region(x, context.tensor), word_table, bias)
-    shard = word_table.shard  # type: ignore[attr-defined]
+    shard = shard_of(word_table)
     if shard.dim is not None and shard.size < word_table.shape[0]:
         padding = torch.arange(word_table.shape[0], device=x.device) >= shard.size
         logits = logits.masked_fill(padding, float("-inf"))

@@ -64,12 +64,20 @@ def new_parameter(
     return parameter
 
 
+def shard_of(parameter: torch.nn.Parameter) -> ShardSpec:
+    """Which block of its global tensor a parameter is."""
+    return parameter.shard  # type: ignore[attr-defined]
+
+
+def _initial_of(parameter: torch.nn.Parameter) -> Initial:
+    return parameter.initial  # type: ignore[attr-defined]
+
+
 def initialize(module: torch.nn.Module, seed: int) -> None:
     """Draw every parameter of a module as a function of (seed, global name), whatever the layout."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            shard: ShardSpec = parameter.shard  # type: ignore[assignment]
-            initial: Initial = parameter.initial  # type: ignore[assignment]
+            shard, initial = shard_of(parameter), _initial_of(parameter)
             parameter.zero_()
             values = torch.full(shard.global_shape, initial.mean)
             if initial.std > 0:

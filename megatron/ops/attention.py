@@ -20,14 +20,12 @@ def padding_bias(lengths: Tensor, sequence: int, dtype: torch.dtype) -> Tensor |
     padding = positions >= lengths[:, None]
     if not bool(padding.any()):
         return None
-    return torch.zeros(padding.shape, dtype=dtype, device=lengths.device).masked_fill_(
-        padding, torch.finfo(dtype).min
-    )[:, None]
+    return torch.zeros(padding.shape, dtype=dtype, device=lengths.device).masked_fill_(padding, torch.finfo(dtype).min)[
+        :, None
+    ]
 
 
-def attention(
-    qkv: Tensor, bias: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int
-) -> Tensor:
+def attention(qkv: Tensor, bias: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int) -> Tensor:
     """Scaled dot-product attention with dropout on the probabilities.
 
     qkv: [s, b, heads, 3, head_size]. bias: [b, 1, s] of `padding_bias`. keys: int64 [b * heads * s] or None (no

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import FlatParameters
-from megatron.mpu.sharding import ShardSpec
+from megatron.mpu.sharding import ShardSpec, shard_of
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,7 +38,7 @@ class Optimizer:
     ) -> None:
         self.config = config
         self.precision = precision
-        self.shards: dict[str, ShardSpec] = {name: p.shard for name, p in model.named_parameters()}  # type: ignore
+        self.shards = {name: shard_of(parameter) for name, parameter in model.named_parameters()}
         self.flat = FlatParameters(model, DTYPES[precision.dtype], context)
         self.loss_scale: LossScale = initial_loss_scale(precision)
         self.steps = 0

@@ -138,7 +138,9 @@ class FinetuneConfig:
         if self.task.task.lower() != "classification":
             for name in ("labels", "text_columns"):
                 if getattr(self.task, name):
-                    found.append(f"--{name.replace('_', '-')} is for --task classification; {self.task.task} has its own")
+                    found.append(
+                        f"--{name.replace('_', '-')} is for --task classification; {self.task.task} has its own"
+                    )
         if self.logging.log_interval < 1:
             found.append("--log-interval must be at least 1")
         if found:

@@ -85,7 +85,7 @@ def encode(
             kept = kept_lengths(sizes, seq_length - 1 - len(segments), truncate)
             truncated += kept != sizes
             tokens = [tokenizer.cls_id]
-            for segment, size in zip(segments, kept):
+            for segment, size in zip(segments, kept, strict=True):
                 tokens += [*segment[:size], tokenizer.sep_id]
             pieces.append(np.asarray(tokens, dtype=np.int32))
             lengths[row + 1] = len(tokens)

@@ -17,9 +17,7 @@ from megatron.tasks.run import Run
 from megatron.tasks.table import Task
 
 
-def forward(
-    model: BertForTask, batch: TaskBatch, context: ParallelContext, keys: DropoutKeys | None
-) -> torch.Tensor:
+def forward(model: BertForTask, batch: TaskBatch, context: ParallelContext, keys: DropoutKeys | None) -> torch.Tensor:
     """Logits of a batch, fp32 [b, classes]; keys: of dropout, None for none."""
     arrays = (batch.tokens, batch.token_types, batch.lengths)
     return model(*(torch.from_numpy(array).to(context.device, non_blocking=True) for array in arrays), keys)

@@ -36,6 +36,8 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
     Raises `UserError` on all ranks for what a user can mend: options, files, checkpoints.
     """
     config.check()
+    if config.precision.fp16 and context.device.type != "cuda":
+        raise UserError("--fp16 needs a CUDA device; on a CPU use --bf16 or fp32")
     output = Path(config.source.output_dir)
     with context.together():
         files = find_files(config.task, eval_only=config.source.eval_only)
@@ -53,7 +55,9 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     saved = _saved_task(config, pretrained)
     with context.together():
         task = open_task(config.task, files, saved)
-        defaults = task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
+        defaults = (
+            task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
+        )
         hyper = config.tuning.hyperparameters(defaults)
         shape = _shape(pretrained.model, hyper)
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
@@ -104,9 +108,7 @@ def _shape(model: ModelConfig, hyper: Hyperparameters) -> ModelConfig:
             f"--seq-length {hyper.seq_length} is above the model's {model.max_position_embeddings} positions; "
             f"give --seq-length {model.max_position_embeddings} or less"
         )
-    return dataclasses.replace(
-        model, hidden_dropout=hyper.hidden_dropout, attention_dropout=hyper.attention_dropout
-    )
+    return dataclasses.replace(model, hidden_dropout=hyper.hidden_dropout, attention_dropout=hyper.attention_dropout)
 
 
 def _open_records(config: FinetuneConfig, context: ParallelContext) -> Recorder:

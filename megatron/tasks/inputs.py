@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,19 +55,19 @@ def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
         if found is None:
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
             wanted = given or " or ".join(official)
-            raise UserError(f"--data-dir {folder} holds no {wanted} (or .gz); there is {there}; --{kind}-file names another")
+            raise UserError(
+                f"--data-dir {folder} holds no {wanted} (or .gz); there is {there}; --{kind}-file names another"
+            )
         return found
 
+    train = None if eval_only else one("train", config.train_file, task.train_files)
+    dev = one("dev", config.dev_file, task.dev_files)
     tests: tuple[Path, ...] = ()
     if config.predict:
         official = [name for name, _ in task.test_files]
         found = [find_file(folder, (name,)) for name in official] if config.test_file is None else []
         tests = tuple(path for path in found if path is not None) or (one("test", config.test_file, official),)
-    return TaskFiles(
-        train=None if eval_only else one("train", config.train_file, task.train_files),
-        dev=one("dev", config.dev_file, task.dev_files),
-        tests=tests,
-    )
+    return TaskFiles(train=train, dev=dev, tests=tests)
 
 
 def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
@@ -87,9 +86,7 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
             raise UserError(f"--labels {' '.join(labels)}: the checkpoint's are {' '.join(saved['labels'])}")
         labels = tuple(saved["labels"])
     first = files.train or files.dev
-    return classification_task(
-        first, text_columns=config.text_columns, label_column=config.label_column, labels=labels
-    )
+    return classification_task(first, text_columns=config.text_columns, label_column=config.label_column, labels=labels)
 
 
 def read_inputs(task: Task, path: Path, split: Any, tokenizer: Tokenizer, seq_length: int) -> Inputs:

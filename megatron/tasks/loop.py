@@ -82,7 +82,9 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
             if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
                 paused = time.perf_counter()
                 found = {**evaluate(run, dev_set), **position}
-                run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}")
+                run.recorder.write(
+                    {"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}"
+                )
                 if not best or found[run.task.metric.__name__] > best[run.task.metric.__name__]:
                     best = found
                     _save_best(run, optimizer, best)

@@ -68,7 +68,9 @@ def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pr
     return Pretrained(folder=folder, model=model, tokenizer=tokenizer, task=config.get("task"))
 
 
-def load_weights(model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, context: ParallelContext) -> tuple[str, ...]:
+def load_weights(
+    model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, context: ParallelContext
+) -> tuple[str, ...]:
     """Copy the checkpoint's weights into a task model, before its optimizer exists.
 
     fine_tuned: the head of the task must be there; otherwise the head (and a pooler that the checkpoint lacks) keep

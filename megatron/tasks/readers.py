@@ -55,7 +55,9 @@ class Row:
         """The value of a key that must be a string or an integer (ids, label codes)."""
         value = self.value(key)
         if not isinstance(value, (str, int)) or isinstance(value, bool):
-            raise self.error(f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}")
+            raise self.error(
+                f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}"
+            )
         return value
 
 
@@ -125,7 +127,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     line = raw.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                    raise UserError(
+                        f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
+                    ) from None
                 if number == 1:
                     line = line.removeprefix("\ufeff")
                 yield number, line
@@ -174,7 +178,7 @@ def _table(path: Path, cells: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
         elif len(row) != len(header):
             raise UserError(f"{path}, line {number}: {len(row)} columns, but the header names {len(header)}")
         else:
-            yield Row(path, number, dict(zip(header, row)))
+            yield Row(path, number, dict(zip(header, row, strict=True)))
 
 
 def _shortened(labels: Sequence[str]) -> str:

@@ -117,7 +117,9 @@ def classification_task(
     texts = text_columns or tuple(name for name in first.values if name not in (label_column, "id"))
     missing = [name for name in texts if name not in first.values]
     if missing or len(texts) not in (1, 2):
-        problem = f"no column {missing[0]!r} in {list(first.values)}" if missing else f"the text columns are {list(texts)}"
+        problem = (
+            f"no column {missing[0]!r} in {list(first.values)}" if missing else f"the text columns are {list(texts)}"
+        )
         raise first.error(f"{problem}; name the one or two columns of text with --text-columns")
     if not labels:
         labels = tuple(sorted({str(row.code(label_column)) for row in (first, *rows)}))

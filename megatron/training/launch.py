@@ -21,7 +21,7 @@ from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import initialize
+from megatron.mpu.sharding import initialize, shard_of
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import total_samples
 from megatron.training.evaluation import evaluation_samples
@@ -51,7 +51,8 @@ def pretrain(config: PretrainConfig) -> None:
         model = BertForPreTraining(config.model, context)
         initialize(model, config.training.seed)
         optimizer = Optimizer(model, config.optimizer, config.precision, context)
-    progress, lacking = Progress(), ()
+    progress = Progress()
+    lacking: tuple[str, ...] = ()
     if origin is not None:
         with _phase(f"checkpoint {origin.path}", context):
             with context.together():
@@ -155,10 +156,10 @@ def _summary(
     for section, values in to_dict(config).items():
         yield f"  {section}: " + ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)
     yield (
-        f"megatron {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {context.device.type}, "
-        f"{context.layout.data} data-parallel processes, {torch.get_num_threads()} threads each"
+        f"megatron {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{context.device.type}, {context.layout.data} data-parallel processes, {torch.get_num_threads()} threads each"
     )
-    parameters = sum(math.prod(p.shard.global_shape) for p in model.parameters())  # type: ignore[attr-defined]
+    parameters = sum(math.prod(shard_of(p).global_shape) for p in model.parameters())
     yield f"model: {parameters:,} parameters in {config.precision.dtype}"
     wanted = {"train": total_samples(config)}
     for name, split in splits.items():
@@ -175,4 +176,3 @@ def _summary(
         yield f"start: weights of {origin.path}, step 0"
     if lacking:
         yield f"start: initialised, because the checkpoint lacks them: {', '.join(lacking)}"
-

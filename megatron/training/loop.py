@@ -169,7 +169,9 @@ def _evaluate(run: Run, name: str, progress: Progress) -> bool:
         "evaluation_samples": int(totals.samples),
         "evaluation_seconds": seconds,
     }
-    run.recorder.write(record, f"{name} at step {progress.step} | {int(totals.samples)} samples | {losses_line(record)}")
+    run.recorder.write(
+        record, f"{name} at step {progress.step} | {int(totals.samples)} samples | {losses_line(record)}"
+    )
     return True
 
 

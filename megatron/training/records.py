@@ -70,9 +70,7 @@ class Recorder:
                 raise UserError("--wandb-project needs the package wandb: pip install wandb")
             import wandb
 
-            self._wandb = wandb.init(
-                project=options.wandb_project, name=options.wandb_exp_name, config=to_dict(config)
-            )
+            self._wandb = wandb.init(project=options.wandb_project, name=options.wandb_exp_name, config=to_dict(config))
 
     def say(self, message: str) -> None:
         """A line for the reader of the console."""
@@ -130,9 +128,9 @@ def train_line(record: dict[str, Any], steps: str, eta: float) -> str:
     skipped = f" | skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
     scale = f" | scale {record['loss_scale']:.0f}" if record["loss_scale"] != 1 else ""
     return (
-        f"step {steps} | samples {record['consumed_samples']} | {losses_line(record)} | lr {record['learning_rate']:.3e} "
-        f"| norm {record['grad_norm']:.3f}{scale}{skipped} | {record['tokens_per_second']:.0f} tokens/s "
-        f"| {record['step_seconds'] * 1000:.0f} ms/step | ETA {clock(eta)}"
+        f"step {steps} | samples {record['consumed_samples']} | {losses_line(record)} | "
+        f"lr {record['learning_rate']:.3e} | norm {record['grad_norm']:.3f}{scale}{skipped} | "
+        f"{record['tokens_per_second']:.0f} tokens/s | {record['step_seconds'] * 1000:.0f} ms/step | ETA {clock(eta)}"
     )
 
 

@@ -93,7 +93,11 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
 
 
 def save(
-    config: PretrainConfig, progress: Progress, optimizer: Optimizer, extra_files: dict[str, Path], context: ParallelContext
+    config: PretrainConfig,
+    progress: Progress,
+    optimizer: Optimizer,
+    extra_files: dict[str, Path],
+    context: ParallelContext,
 ) -> Path:
     """Write a checkpoint of the run into --save; called by all ranks."""
     assert config.checkpoint.save is not None

@@ -49,9 +49,7 @@ def count(batches: Sequence[Batch], context: ParallelContext) -> Totals:
     return Totals(masked=masked, samples=samples, tokens=tokens)
 
 
-def forward(
-    model: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None
-) -> LossSums:
+def forward(model: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None) -> LossSums:
     """The loss sums of a micro-batch."""
 
     def tensor(name: str) -> torch.Tensor:

@@ -66,7 +66,9 @@ def micro_batch(first: int, size: int) -> Batch:
     )
 
 
-def train(context: ParallelContext, config: ModelConfig, size: int, precision: PrecisionConfig) -> dict[str, list[float]]:
+def train(
+    context: ParallelContext, config: ModelConfig, size: int, precision: PrecisionConfig
+) -> dict[str, list[float]]:
     """Losses, hits and norms of the steps, then of an evaluation."""
     model = BertForPreTraining(config, context)
     initialize(model, seed=7)
@@ -91,7 +93,8 @@ def train(context: ParallelContext, config: ModelConfig, size: int, precision: P
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, dict[str, list[float]]]:
     return {
-        name: train(ParallelContext.single(), config, GLOBAL_BATCH, PrecisionConfig()) for name, config in SHAPES.items()
+        name: train(ParallelContext.single(), config, GLOBAL_BATCH, PrecisionConfig())
+        for name, config in SHAPES.items()
     }
 
 

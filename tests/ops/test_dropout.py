@@ -14,7 +14,9 @@ def keys_of(rows: int) -> torch.Tensor:
 def test_kernel_equals_reference(rows: int, columns: int, dtype: torch.dtype) -> None:
     x, keys, site = torch.randn(rows, columns).to(dtype), keys_of(rows), site_key(3, 1)
     expected = torch.where(dropout_mask(keys, site, columns, 0.3), x.float() / 0.7, 0.0).to(dtype)
-    torch.testing.assert_close(dropout(x, 0.3, keys, site), expected, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0)
+    torch.testing.assert_close(
+        dropout(x, 0.3, keys, site), expected, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=0
+    )
 
 
 def test_gradient_has_the_mask_of_the_forward() -> None:

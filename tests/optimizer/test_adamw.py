@@ -61,7 +61,9 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
     losses(single, 0).backward()
     name = "0.weight"
     accumulated = optimizer.flat.of(name, optimizer.flat.gradients)
-    torch.testing.assert_close(accumulated, 2 * dict(single.named_parameters())[name].grad.float(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        accumulated, 2 * dict(single.named_parameters())[name].grad.float(), rtol=0.02, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 from megatron.tasks.batching import evaluation_batches, padding_ratio, training_batches
 
-TNEWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tasks" / "TNEWS" / "train.json.gz"
-
 
 @given(st.lists(st.integers(2, 128), min_size=1, max_size=400), st.integers(1, 20), st.integers(0, 5))
 def test_every_row_once_and_batch_size_kept(sizes: list[int], batch_size: int, epoch: int) -> None:
@@ -49,10 +47,10 @@ def test_padding_ratio_counts() -> None:
     assert padding_ratio(lengths, [np.array([0, 1]), np.array([2, 3])]) == pytest.approx((8 + 6) / 12)
 
 
-@pytest.mark.skipif(not TNEWS.exists(), reason="real data is not here")
 @pytest.mark.parametrize("batch_size", [16, 32, 64])
-def test_padding_on_tnews(batch_size: int) -> None:
-    with gzip.open(TNEWS, "rt", encoding="utf-8", newline="\n") as file:
+def test_padding_on_tnews(shared_data: Path, batch_size: int) -> None:
+    path = shared_data / "tasks" / "TNEWS" / "train.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
         lengths = np.array([len(json.loads(line)["sentence"]) + 2 for line in file])
     for epoch in range(3):
         ratio = padding_ratio(lengths, training_batches(lengths, batch_size=batch_size, seed=1234, epoch=epoch))

@@ -26,12 +26,17 @@ class Characters:
 
 
 def ids(text: str) -> list[int]:
-    """"^" for [CLS], "$" for [SEP], "_" for padding."""
+    """ "^" for [CLS], "$" for [SEP], "_" for padding."""
     return [{"^": 1, "$": 2, "_": 0}.get(c, ord(c)) for c in text]
 
 
 def test_one_and_two_segments() -> None:
-    examples = [Example(("abc",), 1, 0), Example(("de", "f"), 0, 1), Example(("",), None, 2), Example(("", "g"), None, 3)]
+    examples = [
+        Example(("abc",), 1, 0),
+        Example(("de", "f"), 0, 1),
+        Example(("",), None, 2),
+        Example(("", "g"), None, 3),
+    ]
     encoded = encode(examples, Characters(), seq_length=16, truncate="longest")  # type: ignore[arg-type]
     batch = encoded.batch(np.array([1, 0, 2, 3]))
     assert batch.tokens.tolist() == [ids("^de$f$"), ids("^abc$_"), ids("^$____"), ids("^$g$__")]

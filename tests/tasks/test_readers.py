@@ -49,7 +49,8 @@ def test_official_row(tmp_path: Path, name: str, row: dict[str, Any], texts: tup
     task = find_task(name)
     (example,) = read_examples(task, write_lines(tmp_path / "train.json", row), "train")
     assert example.texts == texts
-    assert example.label is not None and task.labels[example.label] == label
+    assert example.label is not None
+    assert task.labels[example.label] == label
 
     test_row = {key: value for key, value in row.items() if key not in ("label", "label_desc", "label_des")}
     (example,) = read_examples(task, write_lines(tmp_path / "test.json", {**test_row, "id": 2415}), "test")
@@ -130,7 +131,8 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     path = write_lines(tmp_path / "train.json", TNEWS, "", line)
     with pytest.raises(UserError) as error:
         read_examples(find_task("tnews"), path, "train")
-    assert f"{path}, line 3: " in str(error.value) and message in str(error.value)
+    assert f"{path}, line 3: " in str(error.value)
+    assert message in str(error.value)
 
 
 def test_wrong_keyword_list_and_missing_test_id(tmp_path: Path) -> None:
@@ -165,9 +167,10 @@ def classification(path: Path, **options: Any) -> Task:
         ("a.tsv", 'label\ttext_a\n1\t"好吃\n0\t难吃"\n', [('"好吃',), ('难吃"',)], ["1", "0"]),
         ("b.tsv", "text_a\ttext_b\tlabel\r\n你好\t您好\tsame\r\n你好\t再见\tother\r\n",
          [("你好", "您好"), ("你好", "再见")], ["same", "other"]),
-        ("c.csv", '\ufefflabel,text\n1,"好吃, 很\n\n好"\n\n0,"他说""不"""\n', [("好吃, 很\n\n好",), ('他说"不"',)], ["1", "0"]),
-        ("d.jsonl", '{"id": 9, "sentence": "好", "label": "Positive"}\n{"id": 8, "sentence": "坏", "label": "Negative"}\n',
-         [("好",), ("坏",)], ["Positive", "Negative"]),
+        ("c.csv", '\ufefflabel,text\n1,"好吃, 很\n\n好"\n\n0,"他说""不"""\n',
+         [("好吃, 很\n\n好",), ('他说"不"',)], ["1", "0"]),
+        ("d.jsonl", '{"id": 9, "sentence": "好", "label": "yes"}\n{"id": 8, "sentence": "坏", "label": "no"}\n',
+         [("好",), ("坏",)], ["yes", "no"]),
     ],
 )  # fmt: skip
 def test_classification_of_own_files(
@@ -209,10 +212,33 @@ def test_wrong_own_files(tmp_path: Path, content: str, options: dict[str, Any], 
     (tmp_path / "train.tsv").write_text(content)
     with pytest.raises(UserError) as error:
         classification(tmp_path / "train.tsv", **options)
-    assert message in str(error.value) and "train.tsv" in str(error.value)
+    assert message in str(error.value)
+    assert "train.tsv" in str(error.value)
 
 
 def test_unclosed_csv_quote_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text('label,text\n1,"open\n')
     with pytest.raises(UserError, match=r"train\.csv, line 2: not CSV"):
         classification(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "train", "dev"),
+    [
+        ("tnews", "TNEWS", 9470, 3000),
+        ("afqmc", "AFQMC", 10000, 3000),
+        ("iflytek", "IFLYTEK", 3024, 1749),
+        ("cmnli", "CMNLI", 9235, 3000),
+        ("ocnli", "OCNLI", 9985, 2950),  # 10000 and 3000 rows, of which 15 and 50 have no agreed label
+        ("cluewsc2020", "CLUEWSC2020", 1239, 304),
+        ("csl", "CSL", 159, 2838),
+    ],
+)
+def test_real_files_are_read_whole(shared_data: Path, name: str, folder: str, train: int, dev: int) -> None:
+    task = find_task(name)
+    for split, names, count in (("train", task.train_files, train), ("dev", task.dev_files, dev)):
+        path = find_file(shared_data / "tasks" / folder, names)
+        assert path is not None
+        examples = read_examples(task, path, split)  # type: ignore[arg-type]
+        assert len(examples) == count
+        assert all(e.label is not None and all(e.texts) for e in examples)

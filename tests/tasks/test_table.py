@@ -30,5 +30,6 @@ def test_names_are_found_in_upper_case_and_unknown_ones_get_a_suggestion() -> No
     assert find_task("TNEWS") is find_task("tnews")
     with pytest.raises(UserError) as error:
         find_task("ocnil")
-    assert "--task ocnil" in str(error.value) and "did you mean ocnli?" in str(error.value)
+    assert "--task ocnil" in str(error.value)
+    assert "did you mean ocnli?" in str(error.value)
     assert all(name in str(error.value) for name in [*LABEL_COUNTS, "classification"])

@@ -1,0 +1,276 @@
+#include "assembly.h"
+
+#include <algorithm>
+#include <bitset>
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "hash.h"
+#include "permutation.h"
+
+namespace megatron {
+namespace {
+
+struct Piece {
+    int64_t token;  // in the corpus
+    int64_t length;
+};
+
+// What one call needs, allocated once: a sample has at most seq_length words.
+struct Scratch {
+    explicit Scratch(int64_t seq_length)
+        : word_starts(seq_length + 2), order(seq_length), masked(seq_length) {}
+
+    std::vector<Piece> pieces;
+    std::vector<uint32_t> word_starts;  // columns; the entry after a segment's last word is where the segment ends
+    std::vector<uint32_t> order;
+    std::vector<uint8_t> masked;
+};
+
+// The words of a segment: word_starts[first .. last), followed by the end of the segment.
+struct Segment {
+    int64_t first, last;
+};
+
+int64_t sum_of_lengths(const Piece* begin, const Piece* end) {
+    int64_t sum = 0;
+    for (; begin != end; ++begin) sum += begin->length;
+    return sum;
+}
+
+// How many of n coins show heads.
+int64_t heads(int64_t n, Random& random) {
+    int64_t count = 0;
+    for (; n >= 64; n -= 64) count += static_cast<int64_t>(std::bitset<64>(random.next()).count());
+    if (n > 0) count += static_cast<int64_t>(std::bitset<64>(random.next() >> (64 - n)).count());
+    return count;
+}
+
+// Tokens to take from segments of a and b tokens so that `target` remain: one at a time from the longer, b on ties.
+std::pair<int64_t, int64_t> excess(int64_t a, int64_t b, int64_t target) {
+    const int64_t surplus = a + b - target;
+    if (surplus <= 0) return {0, 0};
+    const int64_t levelled = std::min(surplus, std::abs(a - b));
+    const int64_t shared = surplus - levelled;
+    return {(a > b ? levelled : 0) + shared / 2, (a > b ? 0 : levelled) + (shared + 1) / 2};
+}
+
+void gather_pieces(const SampleSource& source, const SampleRow& row, const PieceRule& rule, int64_t token_bytes,
+                   std::vector<Piece>& pieces) {
+    pieces.clear();
+    if (row.pieces < rule.fewest || row.target < rule.fewest) throw std::runtime_error("the sample index is damaged");
+    int64_t sentence = row.sentence, offset = row.offset;
+    while (pieces.size() < row.pieces) {
+        if (sentence < 0 || sentence >= source.sentences) throw std::runtime_error("the sample index is damaged");
+        const int64_t size = source.sizes[sentence];
+        const int64_t step = rule.length(size);
+        const int64_t start = source.pointers[sentence] / token_bytes;
+        for (; offset < size && pieces.size() < row.pieces; offset += step) {
+            pieces.push_back({start + offset, std::min(step, size - offset)});
+        }
+        ++sentence;
+        offset = 0;
+    }
+}
+
+// Copies n tokens to columns from `column` on and appends the columns where words start. Returns the new word count;
+// ids outside the vocabulary are marked in `bad` and read as 0.
+template <typename T>
+int64_t copy_tokens(const T* source, const uint8_t* words, int64_t token, int64_t n, const std::vector<int32_t>& table,
+                    int64_t* row, int64_t column, int64_t segment_start, uint32_t* word_starts, int64_t word,
+                    bool& bad) {
+    const uint64_t vocab_size = table.size();
+    source += token;
+    for (int64_t i = 0; i < n; ++i) {
+        uint64_t id = static_cast<uint64_t>(source[i]);  // a negative id becomes a huge one
+        bad |= id >= vocab_size;
+        id = id < vocab_size ? id : 0;
+        const int32_t entry = table[id];
+        row[column + i] = entry & ~AssemblyRule::kStartsWord;
+        const int64_t bit = token + i;
+        const bool starts = words ? (words[bit >> 3] >> (bit & 7)) & 1 : entry < 0;
+        word_starts[word] = static_cast<uint32_t>(column + i);
+        word += starts | (column + i == segment_start);
+    }
+    return word;
+}
+
+int64_t copy_piece(const SampleSource& s, int64_t token, int64_t n, const std::vector<int32_t>& table, int64_t* row,
+                   int64_t column, int64_t segment_start, uint32_t* word_starts, int64_t word, bool& bad) {
+    const auto copy = [&](auto type) {
+        using T = decltype(type);
+        return copy_tokens(static_cast<const T*>(s.tokens), s.words, token, n, table, row, column, segment_start,
+                           word_starts, word, bad);
+    };
+    switch (s.type) {
+        case TokenType::uint8: return copy(uint8_t{});
+        case TokenType::int8: return copy(int8_t{});
+        case TokenType::int16: return copy(int16_t{});
+        case TokenType::int32: return copy(int32_t{});
+        case TokenType::int64: return copy(int64_t{});
+        case TokenType::uint16: return copy(uint16_t{});
+    }
+    return word;
+}
+
+int64_t bytes_of(TokenType type) {
+    switch (type) {
+        case TokenType::uint8: case TokenType::int8: return 1;
+        case TokenType::int16: case TokenType::uint16: return 2;
+        case TokenType::int32: return 4;
+        case TokenType::int64: return 8;
+    }
+    return 1;
+}
+
+// Marks the words to predict: `budget` tokens in whole words. Words are tried in random order; at each an n-gram is drawn
+// and shrunk until it fits into the budget, the segment and the words still free. Where every word is longer than the
+// budget, the shortest is taken: a sample always has something to predict.
+void choose_words(Scratch& scratch, Segment a, Segment b, int64_t budget, const std::vector<uint32_t>& ngrams,
+                     Random& random) {
+    const int64_t a_words = a.last - a.first, words = a_words + b.last - b.first;
+    const uint32_t* starts = scratch.word_starts.data();
+    uint32_t* order = scratch.order.data();
+    uint8_t* masked = scratch.masked.data();  // by place in word_starts
+    for (int64_t i = 0; i < a_words; ++i) order[i] = static_cast<uint32_t>(a.first + i);
+    for (int64_t i = a_words; i < words; ++i) order[i] = static_cast<uint32_t>(b.first + i - a_words);
+    std::fill(masked + a.first, masked + a.last, uint8_t{0});
+    std::fill(masked + b.first, masked + b.last, uint8_t{0});
+
+    int64_t left = budget;
+    for (int64_t i = 0; i < words && left > 0; ++i) {
+        const uint64_t draw = random.next();  // the high half chooses the word, the low half the n-gram
+        const int64_t j = i + static_cast<int64_t>(((draw >> 32) * static_cast<uint64_t>(words - i)) >> 32);
+        std::swap(order[i], order[j]);
+        int64_t n = 1;
+        for (const uint32_t threshold : ngrams) n += static_cast<uint32_t>(draw) >= threshold;
+        const int64_t word = order[i], end = std::min(word + n, word < a.last ? a.last : b.last);
+        int64_t w = word, taken = 0;
+        for (; w < end && !masked[w]; ++w) {
+            const int64_t length = starts[w + 1] - starts[w];
+            if (taken + length > left) break;
+            taken += length;
+            masked[w] = 1;
+        }
+        left -= taken;
+    }
+    if (left < budget) return;
+    const auto length = [&](uint32_t word) { return starts[word + 1] - starts[word]; };
+    const uint32_t shortest =
+        *std::min_element(order, order + words, [&](uint32_t x, uint32_t y) { return length(x) < length(y); });
+    masked[shortest] = 1;
+}
+
+}  // namespace
+
+Assembler::Assembler(std::vector<SampleSource> sources, std::vector<double> weights, AssemblyRule rule)
+    : sources_(std::move(sources)), rule_(std::move(rule)), blend_(std::move(weights)) {
+    double total = 0, sum = 0;
+    for (int n = 1; n <= rule_.max_ngrams; ++n) total += 1.0 / n;
+    for (int n = 1; n < rule_.max_ngrams; ++n) {
+        sum += 1.0 / n;
+        ngram_thresholds_.push_back(static_cast<uint32_t>(sum / total * 4294967296.0));
+    }
+}
+
+SampleName Assembler::name(int32_t corpus, int64_t number) const {
+    const SampleSource& source = sources_[static_cast<size_t>(corpus)];
+    const uint64_t epoch_key = combine(source.key, static_cast<uint64_t>(number / source.num_rows));
+    const uint64_t place = static_cast<uint64_t>(number % source.num_rows);
+    const Permutation shuffle(static_cast<uint64_t>(source.num_rows), epoch_key);
+    return {corpus, static_cast<int64_t>(shuffle(place)), combine(epoch_key, place)};
+}
+
+SampleName Assembler::name(int64_t sample) {
+    int32_t corpus;
+    int64_t number;
+    blend_.assign(sample, 1, &corpus, &number);
+    return name(corpus, number);
+}
+
+void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
+    const int64_t width = rule_.seq_length;
+    std::vector<int32_t> corpora(static_cast<size_t>(count));
+    std::vector<int64_t> numbers(static_cast<size_t>(count));
+    blend_.assign(first, count, corpora.data(), numbers.data());
+    Scratch scratch(width);
+    const size_t expected = static_cast<size_t>(static_cast<double>(count * width) * rule_.mask_prob) + count;
+    batch.masked_positions.reserve(expected);
+    batch.masked_labels.reserve(expected);
+
+    for (int64_t i = 0; i < count; ++i) {
+        const SampleName sample = name(corpora[i], numbers[i]);
+        const SampleSource& source = sources_[static_cast<size_t>(sample.corpus)];
+        const SampleRow& row = source.rows[sample.row];
+        Random random(sample.random);
+
+        gather_pieces(source, row, rule_.pieces, bytes_of(source.type), scratch.pieces);
+        const Piece* begin = scratch.pieces.data();
+        const Piece* end = begin + scratch.pieces.size();
+        const Piece* pivot = end;
+        bool swapped = false;
+        if (rule_.binary_head) {
+            pivot = begin + 1 + random.below(static_cast<uint32_t>(end - begin - 1));
+            swapped = random.coin();
+        }
+        const std::pair<const Piece*, const Piece*> runs[2] = {
+            {swapped ? pivot : begin, swapped ? end : pivot}, {swapped ? begin : pivot, swapped ? pivot : end}};
+        const int64_t sizes[2] = {sum_of_lengths(runs[0].first, runs[0].second),
+                                  sum_of_lengths(runs[1].first, runs[1].second)};
+        const auto drop = excess(sizes[0], sizes[1], row.target);
+        const int64_t drops[2] = {drop.first, drop.second};
+
+        int64_t* tokens = batch.tokens + i * width;
+        int64_t* types = batch.token_types + i * width;
+        Segment segments[2] = {};
+        int64_t column = 0, word = 0;
+        bool bad = false;
+        tokens[column++] = rule_.cls;
+        int64_t first_segment_end = 0;
+        for (int side = 0; side < (rule_.binary_head ? 2 : 1); ++side) {
+            int64_t skip = heads(drops[side], random), keep = sizes[side] - drops[side];
+            if (column + keep + 1 > width) throw std::runtime_error("the sample index is damaged");
+            const int64_t segment_start = column;
+            segments[side].first = word;
+            for (const Piece* piece = runs[side].first; piece != runs[side].second; ++piece) {
+                const int64_t from = std::min(skip, piece->length), n = std::min(keep, piece->length - from);
+                word = copy_piece(source, piece->token + from, n, rule_.vocabulary, tokens, column, segment_start,
+                                  scratch.word_starts.data(), word, bad);
+                column += n;
+                skip -= from;
+                keep -= n;
+            }
+            segments[side].last = word;
+            scratch.word_starts[word++] = static_cast<uint32_t>(column);  // the end of the last word
+            tokens[column++] = rule_.sep;
+            if (side == 0) first_segment_end = column;
+        }
+        if (bad) throw std::runtime_error("a token id is not in the vocabulary");
+        std::fill(tokens + column, tokens + width, rule_.pad);
+        std::fill(types, types + first_segment_end, int64_t{0});
+        std::fill(types + first_segment_end, types + column, int64_t{1});
+        std::fill(types + column, types + width, int64_t{0});
+        batch.lengths[i] = column;
+        batch.sop_labels[i] = swapped;
+
+        const int64_t budget = std::max<int64_t>(1, std::llrint(rule_.mask_prob * static_cast<double>(column)));
+        choose_words(scratch, segments[0], segments[1], budget, ngram_thresholds_, random);
+        for (const Segment& segment : segments) {
+            for (int64_t w = segment.first; w < segment.last; ++w) {
+                if (!scratch.masked[w]) continue;
+                for (uint32_t c = scratch.word_starts[w]; c < scratch.word_starts[w + 1]; ++c) {
+                    batch.masked_positions.push_back(i * width + c);
+                    batch.masked_labels.push_back(tokens[c]);
+                    // 80 % [MASK], 10 % kept, 10 % a random token
+                    const uint64_t draw = random.next();
+                    const double u = static_cast<double>(draw >> 32) * (1.0 / 4294967296.0);
+                    const size_t other = static_cast<size_t>(((draw & 0xffffffffu) * rule_.random_ids.size()) >> 32);
+                    tokens[c] = u < 0.8 ? rule_.mask : u < 0.9 ? tokens[c] : rule_.random_ids[other];
+                }
+            }
+        }
+    }
+}
+
+}  // namespace megatron

@@ -1,0 +1,60 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class PieceRule:
+    def __init__(self, *, longest: int, slice: int, fewest: int) -> None: ...
+
+class Blend:
+    def __init__(self, weights: Sequence[float]) -> None: ...
+    def assign(self, first: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+    def taken(self, count: int) -> list[int]: ...
+
+class Assembler:
+    def __init__(
+        self,
+        *,
+        sources: list[tuple[np.ndarray, int, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, int]],
+        weights: Sequence[float],
+        seq_length: int,
+        binary_head: bool,
+        mask_prob: float,
+        max_ngrams: int,
+        pad: int,
+        cls: int,
+        sep: int,
+        mask: int,
+        pieces: PieceRule,
+        vocabulary: NDArray[np.int32],
+        random_ids: NDArray[np.int32],
+    ) -> None: ...
+    def assemble(self, first: int, count: int) -> tuple[NDArray[np.int64], ...]: ...
+    def locate(self, sample: int) -> tuple[int, int]: ...
+    def taken(self, count: int) -> list[int]: ...
+
+def dropout(
+    x_ptr: int,
+    y_ptr: int,
+    rows: int,
+    cols: int,
+    keys_ptr: int,
+    site_key: int,
+    column_offset: int,
+    probability: float,
+    dtype_code: int,
+    threads: int = 1,
+) -> None: ...
+def permute(n: int, key: int, places: NDArray[np.int64]) -> NDArray[np.int64]: ...
+def sample_index(
+    *,
+    sizes: np.ndarray,
+    document_index: np.ndarray,
+    split_range: tuple[int, int],
+    split_key: int,
+    pieces: PieceRule,
+    targets: tuple[int, int],
+    short_probability: float,
+    key: int,
+) -> tuple[NDArray[np.int64], int, int]: ...
+def checksum(rows: np.ndarray) -> int: ...

@@ -1,0 +1,87 @@
+"""A tiny random checkpoint and made-up task files, for runs of the whole command."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron.checkpoint import NamedTensor, save_checkpoint
+from megatron.config import ModelConfig, to_dict
+from megatron.model import BertForPreTraining
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.sharding import initialize
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
+TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, "_", "[", "]", "0", "1")
+
+
+def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: str = "megatron-bert") -> Path:
+    """A checkpoint of random weights with 2 layers of width 32 and 64 positions."""
+    config = ModelConfig(
+        architecture=architecture,  # type: ignore[arg-type]
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        ffn_hidden_size=64,
+        max_position_embeddings=64,
+        vocab_size=32,
+        init_method_std=0.1,
+        bert_no_binary_head=not binary_head,
+    )
+    context = ParallelContext.single()
+    model = BertForPreTraining(config, context)
+    initialize(model, 1)
+    vocabulary = folder.parent / f"{folder.name}-vocab.txt"
+    vocabulary.write_text("".join(token + "\n" for token in TOKENS), encoding="utf-8")
+    save_checkpoint(
+        folder,
+        0,
+        model={n: NamedTensor(tensor=p.data, shard=p.shard) for n, p in model.named_parameters()},  # type: ignore
+        optimizer={},
+        config={"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}},
+        train_state={},
+        extra_files={"vocab.txt": vocabulary},
+        context=context,
+    )
+    return folder
+
+
+def write_sentiment(folder: Path, *, train: int = 90, dev: int = 40, test: int = 12) -> Path:
+    """Files for --task classification: a text that begins with one of the first five characters is "good"."""
+    rng = random.Random(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("dev", dev), ("test", test)):
+        lines = ["id\tlabel\ttext" if name == "test" else "label\ttext"]
+        for row in range(count):
+            good = rng.random() < 0.5
+            text = rng.choice(CHARACTERS[:5] if good else CHARACTERS[5:10])
+            text += "".join(rng.choices(CHARACTERS[10:], k=rng.randint(1, 20)))
+            lines.append(f"{1000 - row}\t?\t{text}" if name == "test" else f"{'good' if good else 'bad'}\t{text}")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def run_command(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run finetune_clue.py as a user does, under torchrun for more than one process."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*launcher, "finetune_clue.py", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    """The records of a run."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,86 @@
+"""What a user can do wrong: one clear message on every rank, exit code not 0, no hang, no traceback of ours."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.corpus import arguments, command, finish, write_corpus
+from tests.training.run import train
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def another_model(folder: Path) -> None:
+    train(folder, save=folder / "other", hidden_size=16, train_iters=1)
+
+
+def one_sentence_documents(folder: Path) -> None:
+    write_corpus(folder, sentences=1)
+
+
+def few_documents(folder: Path) -> None:
+    write_corpus(folder, documents=3)
+
+
+def smaller_vocabulary(folder: Path) -> None:
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "vocab.txt").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
+
+
+def other_vocabulary(folder: Path) -> None:
+    train(folder, save=folder / "other", train_iters=1)
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "vocab.txt").write_text("\n".join(lines[:5] + lines[:4:-1]) + "\n", encoding="utf-8")
+
+
+CORPUS = "corpus_text_sentence"
+
+# Name: what is done to the folder, flags, what the message must name.
+CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], list[str]]] = {
+    "missing .bin": (lambda f: (f / f"{CORPUS}.bin").unlink(), {}, [f"{CORPUS}.bin"]),
+    "missing .idx": (lambda f: (f / f"{CORPUS}.idx").unlink(), {}, [f"{CORPUS}.idx"]),
+    "empty .bin": (lambda f: (f / f"{CORPUS}.bin").write_bytes(b""), {}, [f"{CORPUS}.bin", "empty"]),
+    "empty .idx": (lambda f: (f / f"{CORPUS}.idx").write_bytes(b""), {}, [f"{CORPUS}.idx", "empty"]),
+    "truncated .bin": (lambda f: cut(f / f"{CORPUS}.bin"), {}, [f"{CORPUS}.bin"]),
+    "truncated .idx": (lambda f: cut(f / f"{CORPUS}.idx"), {}, [f"{CORPUS}.idx"]),
+    "token ids beyond the vocabulary": (smaller_vocabulary, {}, [CORPUS, "vocab"]),
+    "corpus too small for the split": (few_documents, {"split": "98,1,1"}, ["--split", "3"]),
+    "no usable documents for SOP": (one_sentence_documents, {}, ["--bert-no-binary-head"]),
+    "missing vocabulary": (lambda f: (f / "vocab.txt").unlink(), {}, ["vocab.txt"]),
+    "unwritable save folder": (lambda f: (f / "file").write_text("x"), {"save": "file/save"}, ["--save", "file/save"]),
+    "checkpoint of another model": (another_model, {"load": "other"}, ["another model", "word_embeddings"]),
+    "checkpoint of another vocabulary": (other_vocabulary, {"load": "other"}, ["vocabulary", "vocab.txt"]),
+    "nothing to load": (lambda f: None, {"load": "nowhere"}, ["--load", "nowhere"]),
+    "batch that does not divide": (lambda f: None, {"global_batch_size": 12}, ["nearest: 8 or 16"]),
+    "metrics file in a file": (lambda f: (f / "file").write_text("x"), {"metrics_file": "file/m"}, ["--metrics-file"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_message_on_every_rank(name: str, corpus: Path) -> None:
+    damage, flags, words = CASES[name]
+    damage(corpus)
+    shutil.rmtree(corpus / "cache", ignore_errors=True)
+    paths = {key: corpus / value if key in ("save", "load", "metrics_file") else value for key, value in flags.items()}
+    code, _, err = finish(command(arguments(corpus, **paths), processes=2))
+    assert code != 0
+    assert "Traceback" not in err.split("torch/distributed")[0], err
+    messages = [line for line in err.splitlines() if line.startswith("pretrain_bert.py: error: ")]
+    assert len(messages) == 2, err
+    for message in messages:
+        for word in words:
+            assert word in message, message
+
+
+def test_fp16_needs_cuda(corpus: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    code, _, err = finish(command(arguments(corpus, fp16=True)))
+    assert code == 2 and "--fp16 needs a CUDA device" in err and "Traceback" not in err

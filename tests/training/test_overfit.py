@@ -1,0 +1,55 @@
+"""The check every BERT code should pass: it can learn a handful of samples by heart."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron.config import ModelConfig, OptimizerConfig, PrecisionConfig
+from megatron.data.batches import open_splits
+from megatron.data.tokenizer import load_tokenizer
+from megatron.model import BertForPreTraining
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.sharding import initialize
+from megatron.optimizer.adamw import Optimizer
+from megatron.training.step import train_step
+
+SHAPE = ModelConfig(
+    num_layers=2,
+    hidden_size=128,
+    num_attention_heads=4,
+    ffn_hidden_size=256,
+    max_position_embeddings=64,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
+
+
+@pytest.mark.parametrize("architecture", ["megatron-bert", "bert"])
+def test_sixty_four_samples_are_learnt_by_heart(corpus: Path, architecture: str) -> None:
+    tokenizer = load_tokenizer("BertWordPieceLowerCase", str(corpus / "vocab.txt"))
+    splits = open_splits(
+        data_path=(str(corpus / "corpus_text_sentence"),),
+        split="100,0,0",
+        seq_length=32,
+        mask_prob=0.15,
+        short_seq_prob=0.1,
+        max_ngrams=3,
+        binary_head=True,
+        seed=1,
+        tokenizer=tokenizer,
+        cache_path=None,
+    )
+    batch = splits["train"].assemble(0, 64)
+    config = dataclasses.replace(SHAPE, architecture=architecture, vocab_size=tokenizer.vocab_size)
+    context = ParallelContext.single()
+    model = BertForPreTraining(config, context)
+    initialize(model, seed=1)
+    optimizer = Optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.0), PrecisionConfig(), context)
+    for step in range(400):
+        rate = 1e-3 * min(1.0, (step + 1) / 20)
+        totals, _ = train_step(model, optimizer, [batch], rate, config=config, seed=1, context=context)
+        if totals.mlm_hits == totals.masked and totals.sop_hits == totals.samples:
+            break
+    assert totals.mlm_hits / totals.masked == 1.0
+    assert totals.sop_hits / totals.samples == 1.0

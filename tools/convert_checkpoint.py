@@ -1,0 +1,187 @@
+"""Convert checkpoints to Hugging Face folders and back.
+
+    python tools/convert_checkpoint.py to-hf   --load CHECKPOINT --output DIR
+    python tools/convert_checkpoint.py from-hf --input DIR --save CHECKPOINT
+
+Nothing appears before the outputs of both sides agree on random input (checked where transformers is installed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron.arguments import parse
+from megatron.checkpoint.hub_config import family_of
+from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
+from megatron.config import ModelConfig
+from megatron.errors import UserError, main_guard
+from megatron.model import BertForPreTraining, BertForTask
+from megatron.mpu.context import ParallelContext
+
+PROG = "convert_checkpoint.py"
+TOLERANCE = 1e-4
+"""Largest difference of two outputs in fp32, absolute, or relative to the largest output where that exceeds 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToHuggingFaceConfig:
+    """A checkpoint as a folder that AutoModel and AutoTokenizer load."""
+
+    load: str
+    """Folder of checkpoints (the newest is taken) or of one checkpoint."""
+    output: str
+    """Folder to write."""
+    overwrite: bool = False
+    """Replace an earlier export in --output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromHuggingFaceConfig:
+    """Weights of a Hugging Face folder as a checkpoint to --load."""
+
+    input: str
+    """Folder with config.json, model.safetensors or pytorch_model.bin, and vocab.txt or tokenizer.json."""
+    save: str
+    """Folder to write the checkpoint to; must not hold one."""
+
+
+def main() -> None:
+    """Convert in the direction that the first argument names."""
+    direction, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    description = "Convert checkpoints to Hugging Face folders and back."
+    if direction == "to-hf":
+        to = parse(ToHuggingFaceConfig, arguments, prog=f"{PROG} to-hf", description=description)
+        notices = to_huggingface(
+            Path(to.load), Path(to.output), overwrite=to.overwrite, check=compare_with_transformers
+        )
+        written = to.output
+    elif direction == "from-hf":
+        source = parse(FromHuggingFaceConfig, arguments, prog=f"{PROG} from-hf", description=description)
+        notices = from_huggingface(Path(source.input), Path(source.save), check=compare_with_transformers)
+        written = source.save
+    elif direction in ("-h", "--help"):
+        print(__doc__)
+        return
+    else:
+        raise UserError("the first argument must be to-hf or from-hf; see to-hf --help and from-hf --help")
+    for notice in notices:
+        print(f"note: {notice}")
+    print(f"wrote {written}")
+
+
+def compare_with_transformers(model: ModelConfig, parameters: Mapping[str, Tensor], folder: Path) -> None:
+    """Compare the outputs of our model and of the Hugging Face class on the same random input, fp32.
+
+    Raises `UserError` if transformers cannot load the folder or an output differs by more than `TOLERANCE`.
+    """
+    try:
+        import transformers
+    except ImportError:
+        print("note: transformers is not installed, so the logits of both sides were not compared")
+        return
+    generator = torch.Generator().manual_seed(0)
+    length = min(64, model.max_position_embeddings)
+    tokens = torch.randint(model.vocab_size, (2, length), generator=generator)
+    token_types = torch.randint(min(2, model.type_vocab_size), (2, length), generator=generator)
+    lengths = torch.tensor([length, (length + 1) // 2])  # the second sample has padding
+    with torch.no_grad():
+        ours = _our_outputs(model, parameters, tokens, token_types, lengths)
+        theirs = _their_outputs(model, parameters, folder, tokens, token_types, lengths)
+    worst = 0.0
+    for name, output in ours.items():
+        difference = (output - theirs[name]).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, theirs[name].abs().max().item()):  # NaN fails too
+            raise UserError(
+                f"{folder.name}: {name} of both sides differ by {difference:.1e} (limit {TOLERANCE}); not converted"
+            )
+        worst = max(worst, difference)
+    print(f"{', '.join(ours)} equal those of transformers {transformers.__version__} to {worst:.1e}")
+
+
+def _our_outputs(
+    config: ModelConfig, parameters: Mapping[str, Tensor], tokens: Tensor, token_types: Tensor, lengths: Tensor
+) -> dict[str, Tensor]:
+    """Output name -> values at the tokens that are not padding, or of the samples."""
+    context = ParallelContext.single()
+    if "task_head.weight" in parameters:
+        outputs = parameters["task_head.weight"].shape[0]
+        classifier = BertForTask(config, context, num_outputs=outputs, dropout=0.0)
+        _fill(classifier, parameters)
+        return {"logits": classifier(tokens, token_types, lengths, None)}
+    config = dataclasses.replace(config, bert_no_binary_head="pooler.dense.weight" not in parameters)
+    model = BertForPreTraining(config, context)
+    _fill(model, parameters)
+    x = model.hidden_states(tokens, token_types, lengths, None)
+    real = _real_tokens(tokens, lengths)
+    if "lm_head.bias" not in parameters:
+        return {"hidden states": x.transpose(0, 1)[real]}
+    found = {"MLM logits": model.mlm_logits(x, real.flatten().nonzero().flatten())}
+    if "binary_head.weight" in parameters:
+        found["SOP logits"] = model.sop_logits(x)
+    return found
+
+
+def _their_outputs(
+    model: ModelConfig,
+    parameters: Mapping[str, Tensor],
+    folder: Path,
+    tokens: Tensor,
+    token_types: Tensor,
+    lengths: Tensor,
+) -> dict[str, Tensor]:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    family = family_of(model).classes
+    if "task_head.weight" in parameters:
+        head = "ForSequenceClassification"
+    elif "lm_head.bias" not in parameters:
+        head = "Model"
+    else:
+        head = "ForPreTraining" if "binary_head.weight" in parameters else "ForMaskedLM"
+    class_ = getattr(transformers, f"{family}{head}")
+    tables = {
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "type_vocab_size": model.type_vocab_size,
+    }
+    values = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **tables}
+    values.pop("model_type", None)  # some folders call Bert weights roberta
+    try:
+        config = class_.config_class.from_dict(values)
+        theirs = class_.from_pretrained(folder, config=config, local_files_only=True).float().eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"transformers cannot load {folder} as {family}{head}: {error}") from None
+    real = _real_tokens(tokens, lengths)
+    output: Any = theirs(input_ids=tokens, token_type_ids=token_types, attention_mask=real.long())
+    if head == "ForSequenceClassification":
+        return {"logits": output.logits}
+    if head == "Model":
+        return {"hidden states": output.last_hidden_state[real]}
+    if head == "ForMaskedLM":
+        return {"MLM logits": output.logits[real]}
+    return {"MLM logits": output.prediction_logits[real], "SOP logits": output.seq_relationship_logits}
+
+
+def _fill(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(parameters[name]) if name in parameters else parameter.zero_()
+
+
+def _real_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """bool [b, s]: the tokens that are not padding."""
+    return torch.arange(tokens.shape[1]) < lengths[:, None]
+
+
+if __name__ == "__main__":
+    main_guard(main)
