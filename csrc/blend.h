@@ -1,6 +1,7 @@
 // Blending of corpora: which corpus, and which of its samples, is sample k of the blend.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <vector>

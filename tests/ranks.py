@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import runpy
+import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -67,3 +71,34 @@ def _guarded(function: Callable[..., Any], context: ParallelContext, arguments: 
         return function(context, *arguments)
     except UserError as error:
         return error
+
+
+def run_script(path: Path, argv: list[str], size: int, output: Path, *, seconds: float = 120.0) -> list[tuple[int, str]]:
+    """A script under torchrun's environment on `size` ranks; exit code and stderr of each. output: a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors = [output / f"stderr.{rank}" for rank in range(size)]
+    ranks = [
+        _context.Process(target=_script, args=(path, argv, rank, size, port, errors[rank]), daemon=True)
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(seconds)
+    hanging = [rank for rank, process in enumerate(ranks) if process.exitcode is None]
+    for process in ranks:
+        process.kill()
+    assert not hanging, f"ranks {hanging} of {path.name} did not end"
+    return [(process.exitcode or 0, error.read_text()) for process, error in zip(ranks, errors, strict=True)]
+
+
+def _script(path: Path, argv: list[str], rank: int, size: int, port: int, error: Path) -> None:
+    os.dup2(os.open(error, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.argv = [str(path), *argv]
+    runpy.run_path(str(path), run_name="__main__")

@@ -34,7 +34,7 @@ PRETRAINING = """--seq-length 128 --micro-batch-size 16 --global-batch-size 32 -
 FINE_TUNING = "--seq-length 128 --epochs 3 --global-batch-size 32 --lr 3e-4"
 
 # Lines of a step's output that are shown while it runs.
-PROGRESS = re.compile(r"^(step|start|data|epoch|dev|valid|test|saved)|documents|lines|coverage|logits|\.png")
+PROGRESS = re.compile(r"^(step|start|model|data|valid|test|dev|task|weights|note|wrote)|documents|tokens|lines|\.png")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,8 +61,9 @@ def write_hub_tokenizer(tokenizer: TokenizerFile, folder: Path, max_length: int)
     with durable_file(folder / tokenizer.name) as file:
         file.write(tokenizer.content)
     settings: dict[str, Any] = {**SPECIAL_TOKENS, "model_max_length": max_length}
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if tokenizer.kind == SENTENCEPIECE:
-        missing = _write_sentencepiece_as_json(tokenizer.content, folder / "tokenizer.json")
+        missing = _write_tokenizer_json(tokenizer.content, folder / "tokenizer.json")
         if missing is not None:
             return (
                 f"AutoTokenizer cannot load the folder ({missing}); encode with {tokenizer.name} and sentencepiece",
@@ -143,8 +144,12 @@ def _sentencepiece(content: bytes) -> Any:
         raise UserError(f"{SENTENCEPIECE_MODEL} is not a SentencePiece model: {error}") from None
 
 
-def _write_sentencepiece_as_json(content: bytes, path: Path) -> str | None:
-    """Write a unigram model as tokenizer.json. Returns the reason where that is not possible."""
+def _write_tokenizer_json(content: bytes, path: Path) -> str | None:
+    """Write a SentencePiece model as tokenizer.json. Returns the reason where that is not possible.
+
+    Ids are those of SentencePiece, but where two ways to cut a unigram text have equal scores, as in a run of one
+    character, `tokenizers` may choose the other one.
+    """
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
@@ -152,19 +157,26 @@ def _write_sentencepiece_as_json(content: bytes, path: Path) -> str | None:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
-        return "its SentencePiece model is not of the kind unigram"
-    if not proto.normalizer_spec.add_dummy_prefix or not proto.normalizer_spec.remove_extra_whitespaces:
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if not normalizer.add_dummy_prefix or not normalizer.remove_extra_whitespaces:
         return "its SentencePiece model keeps white space"
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    ids = {piece: number for number, (piece, _) in enumerate(pieces)}
+    ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     if not {"[CLS]", "[SEP]"} <= set(ids):
         return "its SentencePiece model has no [CLS] and [SEP]"
-    model = models.Unigram(pieces, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
-    tokenizer = Tokenizer(model)
+    if trainer.model_type == trainer.UNIGRAM:
+        scores = [(piece.piece, piece.score) for piece in proto.pieces]
+        tokenizer = Tokenizer(models.Unigram(scores, trainer.unk_id, trainer.byte_fallback))
+    elif trainer.model_type == trainer.BPE:
+        unknown = proto.pieces[trainer.unk_id].piece
+        merges = _merges({piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL})
+        tokenizer = Tokenizer(
+            models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=trainer.byte_fallback)
+        )
+    else:
+        return "its SentencePiece model is neither unigram nor BPE"
     steps = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if proto.normalizer_spec.precompiled_charsmap:
-        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    if normalizer.precompiled_charsmap:
+        steps.insert(0, normalizers.Precompiled(normalizer.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
@@ -179,3 +191,10 @@ def _write_sentencepiece_as_json(content: bytes, path: Path) -> str | None:
     with durable_file(path) as file:
         file.write(tokenizer.to_str(pretty=True).encode())
     return None
+
+
+def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The merges of a BPE model, which SentencePiece does not store: all cuts of a piece into two, best piece first."""
+    pieces = sorted((piece for piece in scores if len(piece) > 1), key=lambda piece: -scores[piece])
+    cuts = ((piece[:at], piece[at:]) for piece in pieces for at in range(1, len(piece)))
+    return [(left, right) for left, right in cuts if left in scores and right in scores]

@@ -60,6 +60,5 @@ def _table(facts: Mapping[str, Any]) -> str:
         if isinstance(value, list) and all(isinstance(part, str | int | float) for part in value):
             value = " ".join(map(str, value))
         if isinstance(value, str | int | float) and value not in ("", False):
-            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-            rows.append(f"| {name.replace('_', ' ')} | {text.replace('|', '/')} |")
+            rows.append(f"| {name.replace('_', ' ')} | {str(value).replace('|', '/')} |")
     return "\n".join(rows)

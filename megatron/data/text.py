@@ -12,6 +12,11 @@ from collections.abc import Iterator
 
 import regex
 
+LONGEST_WORD = 40
+"""Characters looked at to tell an abbreviation."""
+MOST_CLOSERS = 8
+"""Quotes and brackets that can close on one sentence."""
+
 _LINE_ENDS = regex.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 _MARKS = regex.compile(r"[。｡．.！？!?‼⁇⁈⁉…⋯]+")
 _FULL_STOPS = frozenset("。｡！？‼⁇⁈⁉")
@@ -20,12 +25,11 @@ _CLOSERS = frozenset("”’」』》〉）】〕］｝)]}\"'＂＇»")
 _GOES_ON = frozenset(",，、;；:：。｡．.！？!?‼⁇⁈⁉…⋯")
 _HAN = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uff60“‘—]")
 _OPENERS = "“‘「『（(【〔［[《〈\"'«"
-_FIRST_WORD = regex.compile(
-    rf"\s*[{regex.escape(_OPENERS, special_only=True)}]*(\p{{L}}[\p{{L}}'’]*(?![.\p{{L}}])|\S)?"
-)
-_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.&'’-]{1,40}$")
+_FIRST_WORD = regex.compile(rf"\s*[{regex.escape(_OPENERS, special_only=True)}]*(\p{{L}}[\p{{L}}'’]*+(?!\.)|\S)?")
+_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.&'’-]+$")
 _LIST_NUMBER = regex.compile(r"\s*[(（\[]?(?:\d{1,3}(?:\.\d{1,3})*|\p{L}|[ivxIVX]+|[一二三四五六七八九十]{1,3})")
 _INITIALS = regex.compile(r"(?:\p{L}\.)*\p{L}")
+_SPACE = regex.compile(r"\s*")
 _WORD_CHARACTER = regex.compile(r"[\p{L}\p{N}]")
 
 # An aside keeps its sentences to itself; a title in 《》 never ends one. The bound keeps an unclosed bracket local.
@@ -58,37 +62,42 @@ def split_sentences(text: str) -> list[str]:
     """
     sentences: list[str] = []
     for line in _LINE_ENDS.split(text):
-        pieces: list[str] = []
-        for piece in _split_line(line):
-            if pieces and not (_WORD_CHARACTER.search(piece) and _WORD_CHARACTER.search(pieces[-1])):
-                pieces[-1] += piece
-            else:
-                pieces.append(piece)
-        sentences += [stripped for piece in pieces if (stripped := piece.strip())]
-    return sentences
+        start = begin = 0
+        said = False
+        for end in _sentence_ends(line):
+            says = _WORD_CHARACTER.search(line, begin, end) is not None
+            if said and says:
+                sentences.append(line[start:begin].strip())
+                start = begin
+            said = said or says
+            begin = end
+        sentences.append(line[start:].strip())
+    return [sentence for sentence in sentences if sentence]
 
 
-def _split_line(line: str) -> Iterator[str]:
+def _sentence_ends(line: str) -> Iterator[int]:
+    """Where the sentences of a line end. Takes time linear in the line, whatever it holds."""
     asides = [(match.start(), match.end()) for match in _ASIDES.finditer(line)]
-    aside = 0
-    begin = 0
-    quotes = counted = 0
+    aside = begin = quotes = counted = 0
     for match in _MARKS.finditer(line):
-        start, end = match.span()
-        quotes += line.count('"', counted, end)
-        counted = end
-        while end < len(line) and _closes(line, end, quotes + line.count('"', counted, end)):
+        start, mark_end = match.span()
+        quotes += line.count('"', counted, mark_end)
+        counted = end = mark_end
+        while end < min(len(line), mark_end + MOST_CLOSERS):
+            if not _closes(line, end, quotes + line.count('"', counted, end)):
+                break
             end += 1
         while aside < len(asides) and asides[aside][1] <= start:
             aside += 1
-        inside = aside < len(asides) and asides[aside][0] < start
-        if inside and (line[asides[aside][0]] in "《〈" or line[begin : asides[aside][0]].strip()):
-            continue
-        if _ends(line, begin, start, match.end(), end):
-            yield line[begin:end]
+        if aside < len(asides) and asides[aside][0] < start:
+            opener = asides[aside][0]
+            if line[opener] in "《〈" or opener > _SPACE.match(line, begin).end():
+                continue
+        if _ends(line, begin, start, mark_end, end):
+            yield end
             begin = end
     if begin < len(line):
-        yield line[begin:]
+        yield len(line)
 
 
 def _closes(line: str, position: int, quotes_before: int) -> bool:
@@ -125,14 +134,16 @@ def _ends(line: str, begin: int, mark: int, mark_end: int, end: int) -> bool:
         # Chinese writes six dots (two characters); fewer, with no space after them, are a pause.
         long = len(marks) >= 6 or sum(character in _ELLIPSES for character in marks) >= 2
         return spaced or (long and not word[:1].islower())
-    return _full_point_ends(line[begin:mark], word, closed=end > mark_end, spaced=spaced, following=following)
+    return _full_point_ends(line, begin, mark, word, closed=end > mark_end, spaced=spaced, following=following)
 
 
-def _full_point_ends(before: str, word: str, *, closed: bool, spaced: bool, following: str) -> bool:
-    """Whether a single full point after `before` ends its sentence; `word` is the first word or character after it."""
-    if _LIST_NUMBER.fullmatch(before):
+def _full_point_ends(
+    line: str, begin: int, mark: int, word: str, *, closed: bool, spaced: bool, following: str
+) -> bool:
+    """Whether the single full point at `mark` ends its sentence; `word` is the first word or character after it."""
+    if _LIST_NUMBER.fullmatch(line, begin, mark):
         return False
-    last = _LAST_WORD.search(before)
+    last = _LAST_WORD.search(line, max(begin, mark - LONGEST_WORD), mark)
     token = last.group().strip("'’-") if last else ""
     if not spaced and not closed:
         if not _HAN.match(following):

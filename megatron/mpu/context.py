@@ -79,6 +79,11 @@ class Group:
             dist.barrier(group=self.handle)
 
 
+def launched_processes() -> int:
+    """How many processes torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelContext:
     """This process's place in the layout, its groups and its device. Handed to whatever depends on the layout."""
@@ -112,7 +117,7 @@ class ParallelContext:
         cuda = torch.cuda.is_available() and backend != "gloo"
         if backend == "nccl" and not cuda:
             raise UserError("--distributed-backend nccl needs a CUDA device; use gloo")
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = launched_processes()
         layout = layout_of_world(world_size, tensor=tensor, pipeline=pipeline)
         if world_size == 1:
             return cls.single("cuda" if cuda else "cpu")

@@ -17,10 +17,7 @@ class Schedule:
     decay: int
 
     def learning_rate(self, samples: int) -> float:
-        """The rate of the step that ends at `samples` consumed samples.
-
-        Shapes are Megatron-LM's; unlike there, the first step's own samples count, so it is not taken at rate zero.
-        """
+        """The rate of the step that starts at `samples` consumed samples; shapes as in Megatron-LM."""
         config, peak, low = self.config, self.config.lr, self.config.min_lr
         if samples < self.warmup:
             return config.lr_warmup_init + (peak - config.lr_warmup_init) * samples / self.warmup

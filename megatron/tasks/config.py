@@ -9,7 +9,7 @@ from typing import Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.errors import UserError
-from megatron.tasks.table import Hyperparameters
+from megatron.tasks.table import GENERIC, Hyperparameters
 
 ADVICE = {
     "batch-size": "use --global-batch-size (samples of a step over all processes)",
@@ -28,9 +28,9 @@ ADVICE = {
 class TaskConfig:
     """The task and its files."""
 
-    task: str
+    task: str = ""
     """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020, or classification: one or two texts of your own files."""
-    data_dir: str
+    data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
     train_file: str | None = None
     """Training file of another name, in --data-dir or with its path."""
@@ -52,13 +52,13 @@ class TaskConfig:
 class ModelSourceConfig:
     """The model to start from and the folder of the results."""
 
-    pretrained_checkpoint: str
+    pretrained_checkpoint: str = ""
     """A checkpoint folder of ours or a Hugging Face folder: shape, weights and vocabulary."""
     from_scratch: bool = False
     """Take only shape and vocabulary from --pretrained-checkpoint; draw the weights at random."""
     eval_only: bool = False
     """Do not train: --pretrained-checkpoint is a fine-tuned checkpoint (OUTPUT/best of a run) to evaluate."""
-    output_dir: str
+    output_dir: str = ""
     """Folder for best/ (the checkpoint best on dev), dev_metrics.json, metrics.jsonl and submission files."""
 
 
@@ -123,8 +123,8 @@ class TuningConfig:
 class FinetuneConfig:
     """Fine-tuning of an encoder on a task."""
 
-    task: TaskConfig
-    source: ModelSourceConfig
+    task: TaskConfig = field(default_factory=TaskConfig)
+    source: ModelSourceConfig = field(default_factory=ModelSourceConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -132,15 +132,25 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raises `UserError` naming every violated rule at once."""
-        found = self.tuning.problems() + self.precision.problems()
+        required = {
+            "--task NAME": self.task.task,
+            "--data-dir FOLDER": self.task.data_dir,
+            "--pretrained-checkpoint FOLDER": self.source.pretrained_checkpoint,
+            "--output-dir FOLDER": self.source.output_dir,
+        }
+        found = [f"{flag} is required" for flag, value in required.items() if not value]
+        found += self.tuning.problems() + self.precision.problems()
         if self.source.from_scratch and self.source.eval_only:
             found.append("--eval-only needs trained weights, so it excludes --from-scratch")
-        if self.task.task.lower() != "classification":
-            for name in ("labels", "text_columns"):
-                if getattr(self.task, name):
-                    found.append(
-                        f"--{name.replace('_', '-')} is for --task classification; {self.task.task} has its own"
-                    )
+        if self.source.eval_only and self.task.train_file:
+            found.append("--eval-only reads no --train-file")
+        if self.task.test_file and not self.task.predict:
+            found.append("--test-file needs --predict")
+        if self.task.task.lower() != GENERIC.name:
+            own = {"labels": (), "text_columns": (), "label_column": GENERIC.label_key}
+            for name, default in own.items():
+                if getattr(self.task, name) != default:
+                    found.append(f"--{name.replace('_', '-')} is for --task classification, not {self.task.task}")
         if self.logging.log_interval < 1:
             found.append("--log-interval must be at least 1")
         if found:

@@ -47,12 +47,16 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, special tokens included, int64 [n]."""
+        """Tokens of every row, special tokens included, int64 [n]."""
         return np.diff(self.offsets)
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of some rows, int64 [b]."""
+        return self.offsets[rows + 1] - self.offsets[rows]
 
     def batch(self, rows: np.ndarray) -> TaskBatch:
         """The rows (int64 [b], b may be 0) as one padded batch."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         width = int(lengths.max(initial=0))
         tokens = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         for place, row in enumerate(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron.errors import UserError
 from megatron.tasks.config import TaskConfig
@@ -89,7 +89,9 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
     return classification_task(first, text_columns=config.text_columns, label_column=config.label_column, labels=labels)
 
 
-def read_inputs(task: Task, path: Path, split: Any, tokenizer: Tokenizer, seq_length: int) -> Inputs:
+def read_inputs(
+    task: Task, path: Path, split: Literal["train", "dev", "test"], tokenizer: Tokenizer, seq_length: int
+) -> Inputs:
     """Read and encode a file. Raises `UserError` naming file and line of what is wrong."""
     examples = read_examples(task, path, split)
     encoded = encode(examples, tokenizer, seq_length=seq_length, truncate=task.truncate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,38 +60,42 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
     epoch_steps = -(-examples // hyper.global_batch_size)
     steps = epoch_steps * hyper.epochs
     best: dict[str, Any] = {}
-    step = consumed = skipped = skipped_in_a_row = 0
+    consumed = skipped = skipped_in_a_row = 0
     window = _new_window(context)
     run.model.train()
-    for epoch in range(hyper.epochs):
-        for rows in training_batches(
-            train_set.lengths, batch_size=hyper.global_batch_size, seed=tuning.seed, epoch=epoch
-        ):
-            step, consumed = step + 1, consumed + len(rows)
-            rate = schedule.learning_rate(consumed)
-            outcome = train_step(run, optimizer, train_set, rows, epoch, rate, window)
-            skipped += outcome.skipped
-            skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
-            if skipped_in_a_row == MAX_SKIPPED_STEPS:
-                raise UserError(f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower --lr")
-            position = {"step": step, "epoch": consumed / examples, "consumed_samples": consumed}
-            if step % run.config.logging.log_interval == 0 or step == steps:
-                record = _train_record(position, window, context)
-                record |= {"learning_rate": rate, "grad_norm": outcome.grad_norm, "skipped_steps": skipped}
-                run.recorder.write(record, _train_line(record, steps))
-                window = _new_window(context)
-            if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
-                paused = time.perf_counter()
-                found = {**evaluate(run, dev_set), **position}
-                run.recorder.write(
-                    {"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}"
-                )
-                if not best or found[run.task.metric.__name__] > best[run.task.metric.__name__]:
-                    best = found
-                    _save_best(run, optimizer, best)
-                window.started += time.perf_counter() - paused
+    for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
+        consumed += len(rows)
+        rate = schedule.learning_rate(consumed)
+        outcome = train_step(run, optimizer, train_set, rows, epoch, rate, window)
+        skipped += outcome.skipped
+        skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
+        if skipped_in_a_row == MAX_SKIPPED_STEPS:
+            raise UserError(f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower --lr")
+        position = {"step": step, "epoch": consumed / examples, "consumed_samples": consumed}
+        if step % run.config.logging.log_interval == 0 or step == steps:
+            record = _train_record(position, window, context)
+            record |= {"learning_rate": rate, "grad_norm": outcome.grad_norm, "skipped_steps": skipped}
+            run.recorder.write(record, _train_line(record, steps))
+            window = _new_window(context)
+        if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
+            paused = time.perf_counter()
+            found = {**evaluate(run, dev_set), **position}
+            run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}")
+            metric = run.task.metric.__name__
+            if not best or found[metric] > best[metric]:
+                best = found
+                _save_best(run, optimizer, best)
+            window.started += time.perf_counter() - paused
     _load_best(run, optimizer, best["step"])
     return best
+
+
+def _batches(run: Run, train_set: Encoded) -> Iterator[tuple[int, np.ndarray]]:
+    """The epoch and the rows of each step."""
+    size, seed = run.hyper.global_batch_size, run.config.tuning.seed
+    for epoch in range(run.hyper.epochs):
+        for rows in training_batches(train_set.lengths, batch_size=size, seed=seed, epoch=epoch):
+            yield epoch, rows
 
 
 def train_step(
@@ -118,7 +123,7 @@ def train_step(
         sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).sum().double()])
     outcome = optimizer.step(rate)
     window.steps += 1
-    window.tokens += int(train_set.lengths[rows].sum())
+    window.tokens += int(train_set.lengths_of(rows).sum())
     if not outcome.skipped:  # the losses of a skipped step may not be numbers
         window.samples += len(rows)
         window.sums += sums

@@ -20,7 +20,7 @@ from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining
-from megatron.mpu.context import ParallelContext
+from megatron.mpu.context import ParallelContext, launched_processes
 from megatron.mpu.sharding import initialize, shard_of
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import total_samples
@@ -33,11 +33,11 @@ from megatron.training.state import Origin, Progress, find_origin, load
 
 def pretrain(config: PretrainConfig) -> None:
     """Pre-train as the configuration says. Raises `UserError` on all ranks for what a user can mend."""
+    config = config.resolved(data_parallel_size=launched_processes())
+    _check_device(config)
     context = ParallelContext.from_environment(
         backend=config.parallel.distributed_backend, timeout_minutes=config.parallel.distributed_timeout_minutes
     )
-    config = config.resolved(data_parallel_size=context.layout.data)
-    _check_device(config, context)
     stop = watch_signals(config.training.exit_duration_in_mins)
     with _phase("vocabulary", context), context.together():
         tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
@@ -85,8 +85,8 @@ def _phase(name: str, context: ParallelContext) -> Iterator[None]:
         print(f"start-up: {name} ({time.perf_counter() - started:.1f} s)", flush=True)
 
 
-def _check_device(config: PretrainConfig, context: ParallelContext) -> None:
-    if config.precision.fp16 and context.device.type != "cuda":
+def _check_device(config: PretrainConfig) -> None:
+    if config.precision.fp16 and not torch.cuda.is_available():
         raise UserError("--fp16 needs a CUDA device; on a CPU use --bf16 or fp32")
 
 
@@ -164,7 +164,7 @@ def _summary(
     wanted = {"train": total_samples(config)}
     for name, split in splits.items():
         for line in split.describe():
-            yield f"data: {name}: {line}"
+            yield f"data: {line}"
         samples = wanted.get(name) or evaluation_samples(split, config)
         epochs = ", ".join(f"{value:.2f}" for value in split.epochs(samples))
         yield f"data: {name}: {samples:,} samples are {epochs} epochs"

@@ -49,9 +49,9 @@ def train(run: Run, progress: Progress) -> None:
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
             batch = next(batches)
+            rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-            rate = schedule.learning_rate(progress.consumed_samples)
             totals, outcome = train_step(
                 run.model, run.optimizer, batch, rate, config=config.model, seed=options.seed, context=context
             )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers
 
+transformers.utils.logging.disable_progress_bar()
+
 TOKENS = [
     "[PAD]",
     "[UNK]",
@@ -74,3 +76,13 @@ def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}), encoding="utf-8")
+
+
+def assert_same_weights(folder: Path, other: transformers.PreTrainedModel) -> None:
+    """The folder loads without a complaint as the class of `other`, with its tensors, bit for bit."""
+    model, report = type(other).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    state, expected = model.state_dict(), other.state_dict()
+    assert set(state) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name

@@ -188,6 +188,34 @@ def test_hugging_face_folder_gives_the_same_run(config: FinetuneConfig, checkpoi
 
 
 @pytest.mark.parametrize("architecture", ["bert", "megatron-bert"])
+def test_transformers_scores_the_exported_model_alike(
+    config: FinetuneConfig, tmp_path: Path, architecture: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [row | {"sentence2": text(n)[: 1 + n % 4]} for n, row in enumerate(official_rows("afqmc", 24, ("0", "1")))]
+    for file in ("train.json", "dev.json"):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pretrained = write_checkpoint(tmp_path / "pretrained", architecture=architecture)
+    config = changed(config, "task", task="afqmc", data_dir=str(folder), predict=False)
+    config = changed(config, "source", pretrained_checkpoint=str(pretrained))
+    finetune(config, SINGLE)
+    output = Path(config.source.output_dir)
+    to_huggingface(output / "best", tmp_path / "hub")
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
+    first, second = ([row[key] for row in rows] for key in ("sentence1", "sentence2"))
+    with torch.no_grad():
+        logits = model(**tokenizer(first, second, padding=True, return_tensors="pt")).logits
+    labels = torch.tensor([model.config.label2id[row["label"]] for row in rows])
+    written = json.loads((output / "dev_metrics.json").read_text())
+    assert written["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert written["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "megatron-bert"])
 def test_checkpoint_without_pooler_and_both_architectures(
     config: FinetuneConfig, tmp_path: Path, architecture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +287,9 @@ def test_ocnli_prefers_the_50k_file_and_other_files_can_be_named(config: Finetun
         ("task", {"task": "tnew"}, "--task tnew: unknown task (did you mean tnews?)"),
         ("task", {"task": "tnews"}, "holds no train.json (or .gz); there is dev.tsv, test.tsv, train.tsv"),
         ("task", {"task": "tnews", "labels": ("a", "b")}, "--labels is for --task classification"),
+        ("task", {"task": "tnews", "label_column": "y"}, "--label-column is for --task classification"),
+        ("task", {"predict": False, "test_file": "test.tsv"}, "--test-file needs --predict"),
+        ("source", {"pretrained_checkpoint": ""}, "--pretrained-checkpoint FOLDER is required"),
         ("task", {"data_dir": "/nowhere"}, "--data-dir /nowhere is not a folder"),
         ("task", {"dev_file": "other.tsv"}, "holds no other.tsv"),
         ("task", {"labels": ("good", "fine")}, "train.tsv, line 2: label 'bad' is none of the 2"),

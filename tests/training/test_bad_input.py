@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.corpus import arguments, command, finish, write_corpus
+from tests.ranks import run_script
+from tests.training.corpus import ROOT, arguments, command, finish, write_corpus
 from tests.training.run import train
 
 
@@ -24,7 +25,7 @@ def one_sentence_documents(folder: Path) -> None:
 
 
 def few_documents(folder: Path) -> None:
-    write_corpus(folder, documents=3)
+    write_corpus(folder, documents=2)
 
 
 def smaller_vocabulary(folder: Path) -> None:
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], list[str]]] = {
     "truncated .bin": (lambda f: cut(f / f"{CORPUS}.bin"), {}, [f"{CORPUS}.bin"]),
     "truncated .idx": (lambda f: cut(f / f"{CORPUS}.idx"), {}, [f"{CORPUS}.idx"]),
     "token ids beyond the vocabulary": (smaller_vocabulary, {}, [CORPUS, "vocab"]),
-    "corpus too small for the split": (few_documents, {"split": "98,1,1"}, ["--split", "3"]),
+    "corpus too small for the split": (few_documents, {"split": "98,1,1"}, ["--split", "too few"]),
     "no usable documents for SOP": (one_sentence_documents, {}, ["--bert-no-binary-head"]),
     "missing vocabulary": (lambda f: (f / "vocab.txt").unlink(), {}, ["vocab.txt"]),
     "unwritable save folder": (lambda f: (f / "file").write_text("x"), {"save": "file/save"}, ["--save", "file/save"]),
@@ -67,14 +68,18 @@ def test_one_message_on_every_rank(name: str, corpus: Path) -> None:
     damage(corpus)
     shutil.rmtree(corpus / "cache", ignore_errors=True)
     paths = {key: corpus / value if key in ("save", "load", "metrics_file") else value for key, value in flags.items()}
-    code, _, err = finish(command(arguments(corpus, **paths), processes=2))
-    assert code != 0
-    assert "Traceback" not in err.split("torch/distributed")[0], err
-    messages = [line for line in err.splitlines() if line.startswith("pretrain_bert.py: error: ")]
-    assert len(messages) == 2, err
-    for message in messages:
+    for code, err in run_script(ROOT / "pretrain_bert.py", arguments(corpus, **paths), 2, corpus):
+        assert code == 2, err
+        (message,) = [line for line in err.splitlines() if not line.startswith("[")]  # gloo's own notices
+        assert message.startswith("pretrain_bert.py: error: ")
         for word in words:
-            assert word in message, message
+            assert word in message
+
+
+def test_torchrun_fails_too_and_shows_the_message(corpus: Path) -> None:
+    (corpus / "vocab.txt").unlink()
+    code, _, err = finish(command(arguments(corpus), processes=2))
+    assert code != 0 and "pretrain_bert.py: error: " in err
 
 
 def test_fp16_needs_cuda(corpus: Path) -> None:

@@ -1,0 +1,119 @@
+"""tools/convert_checkpoint.py as typed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoint.hub import CASES, change_config, hub_model, save_hub
+from tools import convert_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_there_and_back_as_typed(tmp_path: Path) -> None:
+    theirs = hub_model("megatron-bert gelu_new, odd eps")
+    folder = save_hub(theirs, tmp_path / "in", lower_case=False)
+    there = run("from-hf", "--input", folder, "--save", tmp_path / "save")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout.startswith(f"MLM logits, SOP logits equal those of transformers {transformers.__version__} to ")
+    assert there.stderr == ""
+    back = run("to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
+    assert back.returncode == 0, back.stderr
+    assert back.stdout.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    assert {name: tensor.tolist() for name, tensor in before.items()} == {
+        name: tensor.tolist() for name, tensor in after.items()
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert tokenizer.do_lower_case is False
+    encoded = tokenizer("今天天气很好 A", return_tensors="pt")
+    assert model(**encoded).last_hidden_state.shape == (1, 9, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the first argument must be to-hf or from-hf"),
+        (("to-hf", "--load", "nowhere", "--output", "out"), "nowhere holds no checkpoint"),
+        (("from-hf", "--input", "nowhere", "--save", "out"), "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_message(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("convert_checkpoint.py: error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+    convert_checkpoint.main()
+
+
+@pytest.mark.parametrize("head", ["ForPreTraining", "Model", "ForMaskedLM"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_check_compares_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str, head: str
+) -> None:
+    folder = save_hub(hub_model(case, head), tmp_path / "in")
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+    call(monkeypatch, "to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
+    output = {"ForPreTraining": "MLM logits, SOP logits", "Model": "hidden states", "ForMaskedLM": "MLM logits"}[head]
+    assert capsys.readouterr().out.count(f"{output} equal those of transformers") == 2
+
+
+def test_folders_of_clue_pass_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_hub(hub_model("bert"), tmp_path / "in")
+    change_config(folder, model_type="roberta", vocab_size=21128)
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+
+
+def test_old_names_of_layernorm_pass_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_hub(hub_model("bert"), tmp_path / "in")
+    state = load_file(folder / "model.safetensors")
+    names = {name: name.replace("LayerNorm.weight", "LayerNorm.gamma") for name in state}
+    names = {name: new.replace("LayerNorm.bias", "LayerNorm.beta") for name, new in names.items()}
+    save_file({names[name]: tensor for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+
+
+def test_a_wrong_conversion_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.checkpoint import huggingface
+
+    folder = save_hub(hub_model("bert"), tmp_path / "in")
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+    # the order of query, key and value that Megatron-LM had at first
+    monkeypatch.setattr(huggingface, "split", lambda tensor, heads, parts: list(tensor.chunk(parts)))
+    with pytest.raises(convert_checkpoint.UserError, match="MLM logits of both sides differ by"):
+        call(monkeypatch, "to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "save"]
+
+
+def test_without_transformers_the_check_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_hub(hub_model("bert"), tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+    assert "transformers is not installed" in capsys.readouterr().out

@@ -1,0 +1,322 @@
+"""tools/preprocess_data.py: files written, command lines as a user types them, and inputs that are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron.data.indexed import IndexedDataset
+from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.segmenter import load_segmenter
+from megatron.data.text import split_sentences
+from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from megatron.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXTS = ["我们在动物园。你好！", "好", "", "the zoo。Tom 我们 zoos?\n在\x00园", "🙂龘。"]
+CHARACTERS = "我们在动物园你好。！，"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PreprocessConfig:
+    """A small corpus with one file of each kind, and a vocabulary."""
+    tokens = [*SPECIAL_TOKENS, *CHARACTERS, "the", "zoo", "##s", "tom", "?"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    folder = tmp_path / "input"
+    folder.mkdir()
+    lines = [json.dumps({"text": text, "title": f"你好{i}"}, ensure_ascii=False) for i, text in enumerate(TEXTS)]
+    (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "b.json.gz").write_bytes(gzip.compress("\r\n".join(lines * 40).encode("utf-8-sig")))
+    return PreprocessConfig(
+        input=(str(folder),),
+        output_prefix=str(tmp_path / "output" / "corpus"),
+        tokenizer_type="BertWordPieceLowerCase",
+        vocab_file=str(tmp_path / "vocab.txt"),
+        split_sentences=True,
+        segmenter="rjieba",
+    )
+
+
+def outputs(config: PreprocessConfig) -> dict[str, bytes]:
+    folder = Path(config.output_prefix).parent
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def command(config: PreprocessConfig) -> list[str]:
+    flags = ["--input", *config.input, "--output-prefix", config.output_prefix]
+    flags += ["--tokenizer-type", config.tokenizer_type, "--vocab-file", str(config.vocab_file)]
+    flags += ["--segmenter", config.segmenter, "--workers", str(config.workers), "--split-sentences"]
+    return [sys.executable, str(REPOSITORY / "tools" / "preprocess_data.py"), *flags]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+
+
+def test_what_is_written(config: PreprocessConfig) -> None:
+    preprocess(replace(config, input=(f"{config.input[0]}/a.jsonl",)))
+    prefix = f"{config.output_prefix}_text_sentence"
+    assert sorted(outputs(config)) == [f"corpus_text_sentence.{part}" for part in ("bin", "idx", "json", "words")]
+
+    tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file)
+    dataset = IndexedDataset(prefix)
+    kept = [text for text in TEXTS if text]
+    expected = [tokenizer.encode(sentence) for text in kept for sentence in split_sentences(text)]
+    assert [dataset.sentence(i).tolist() for i in range(dataset.num_sentences)] == expected
+    assert dataset.document_index.tolist() == [0, *np.cumsum([len(split_sentences(text)) for text in kept])]
+    assert dataset.dtype == np.uint16
+    # 我们 在 动物园 。
+    assert dataset.word_starts(0).tolist() == [True, False, True, True, False, False, True]  # type: ignore[union-attr]
+
+    card = json.loads(Path(f"{prefix}.json").read_text(encoding="utf-8"))
+    assert (card["documents"], card["empty_documents"], card["skipped_lines"]) == (4, 1, 0)
+    assert card["sentences"] == len(expected)
+    assert card["tokens"] == sum(map(len, expected)) == dataset.num_tokens
+    assert card["text_bytes"] == len("".join(TEXTS).encode())
+    unknown = sum(ids.count(tokenizer.unk_id) for ids in expected)
+    assert unknown == 2
+    assert card["unknown_rate"] == unknown / card["tokens"]
+    assert card["mean_sentence_length"] == card["tokens"] / card["sentences"]
+    # 我们 动物园 你好; the zoo tom 我们 zoos
+    assert card["multi_character_words"] == 8
+    assert card["multi_character_word_share"] == 8 / card["words"]
+    assert card["vocabulary_hash"] == hashlib.sha256("\n".join(tokenizer.tokens).encode()).hexdigest()
+    assert card["options"]["segmenter"] == "rjieba"
+    assert {"megatron", "tokenizers", "rjieba"} <= set(card["versions"])
+
+
+def test_the_number_of_workers_does_not_matter(config: PreprocessConfig) -> None:
+    lines = [json.dumps({"text": f"{text}{i % 7}"}) for i in range(9000) for text in TEXTS]
+    Path(config.input[0], "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = replace(config, json_keys=("text",), log_interval=100_000)
+    preprocess(config)
+    one = outputs(config)
+    preprocess(replace(config, workers=2, log_interval=7))
+    assert outputs(config) == one
+
+
+def test_one_output_a_key(config: PreprocessConfig) -> None:
+    preprocess(replace(config, json_keys=("title", "text"), segmenter="none"))
+    titles = IndexedDataset(f"{config.output_prefix}_title_sentence")
+    assert titles.num_documents == titles.num_sentences == 41 * len(TEXTS)
+    assert IndexedDataset(f"{config.output_prefix}_text_sentence").num_documents == 41 * 4
+
+
+def test_without_split_sentences_a_document_is_one_sentence(config: PreprocessConfig) -> None:
+    preprocess(replace(config, split_sentences=False))
+    dataset = IndexedDataset(f"{config.output_prefix}_text_document")
+    tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file)
+    assert dataset.num_documents == dataset.num_sentences == 41 * 4
+    assert dataset.sentence(0).tolist() == tokenizer.encode(TEXTS[0])
+
+
+def test_plain_text(config: PreprocessConfig, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("我们。\n你好\n\n\n动物园！好。", encoding="utf-8")
+    preprocess(replace(config, input=(str(path),)))
+    assert IndexedDataset(f"{config.output_prefix}_text_sentence").document_index.tolist() == [0, 2, 4]
+
+
+def test_case_is_kept_or_not(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Tom tom", encoding="utf-8")
+    unknown = []
+    for kind in ("BertWordPieceCase", "BertWordPieceLowerCase"):
+        preprocess(replace(config, input=(f"{tmp_path}/a.txt",), tokenizer_type=kind))
+        card = json.loads(outputs(config)["corpus_text_sentence.json"])
+        unknown.append(card["unknown_tokens"])
+    assert unknown == [1, 0]
+
+
+@pytest.mark.parametrize("segmenter", ["none", "jieba"])
+def test_other_segmenters(config: PreprocessConfig, segmenter: str) -> None:
+    preprocess(replace(config, segmenter=segmenter))
+    starts = IndexedDataset(f"{config.output_prefix}_text_sentence").word_starts(0)
+    assert starts is not None
+    assert starts.tolist() == [True, segmenter == "none", True, True, *[segmenter == "none"] * 2, True]
+
+
+def test_the_user_dictionary_is_used(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("在动物园\n", encoding="utf-8")
+    preprocess(replace(config, user_dict=str(tmp_path / "words.txt")))
+    starts = IndexedDataset(f"{config.output_prefix}_text_sentence").word_starts(0)
+    assert starts is not None
+    assert starts.tolist() == [True, False, True, False, False, False, True]
+
+
+def test_malformed_lines_stop_the_run_or_are_counted(
+    config: PreprocessConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "\xe6\x88\x91"}\n{"text": 3}\n\xff\n' + b"{}\n" * 30 + b'{"text": "\xe4\xbd\xa0"}')
+    config = replace(config, input=(str(path),))
+    with pytest.raises(UserError, match=r"bad.jsonl:2: the value of 'text' is a number, .*--skip-bad-lines"):
+        preprocess(config)
+    assert outputs(config) == {}
+    preprocess(replace(config, skip_bad_lines=True))
+    card = json.loads(outputs(config)["corpus_text_sentence.json"])
+    assert (card["documents"], card["skipped_lines"]) == (2, 32)
+    written = capsys.readouterr()
+    assert f"{path}:3: not UTF-8" in written.err
+    assert len(written.err.splitlines()) == 20
+    assert "32 lines skipped" in written.out
+
+
+def test_a_failed_run_leaves_the_old_output(config: PreprocessConfig) -> None:
+    preprocess(config)
+    before = outputs(config)
+    Path(config.input[0], "z.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="z.jsonl:1: not JSON"):
+        preprocess(config)
+    assert outputs(config) == before
+
+
+def test_nothing_to_write(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "", "title": "你好"}\n{"text": " \\u0000", "title": ""}\n')
+    config = replace(config, input=(f"{tmp_path}/a.jsonl",))
+    with pytest.raises(UserError, match="no text under key 'text'"):
+        preprocess(config)
+    with pytest.raises(UserError, match="no text under key 'text'"):
+        preprocess(replace(config, json_keys=("title", "text")))
+    assert outputs(config) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, "--workers must be at least 1"),
+        ({"log_interval": 0}, "--log-interval must be at least 1"),
+        ({"json_keys": ("text", "text")}, "--json-keys must name every key once"),
+        ({"vocab_file": None}, "needs --vocab-file"),
+        ({"vocab_file": "/absent/vocab.txt"}, "No such file"),
+        ({"tokenizer_model": "x"}, "--tokenizer-model does not go with"),
+        ({"segmenter": "none", "user_dict": "x"}, "--user-dict needs a segmenter"),
+        ({"input": ("/absent.jsonl",)}, "no such file"),
+        ({"output_prefix": "/proc/nowhere/corpus"}, "cannot write /proc/nowhere/corpus_text_sentence"),
+    ],
+)
+def test_wrong_options(config: PreprocessConfig, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        preprocess(replace(config, **changes))  # type: ignore[arg-type]
+
+
+def test_keys_and_plain_text_do_not_go_together(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a"))
+    with pytest.raises(UserError, match="several --json-keys"):
+        preprocess(replace(config, input=(f"{tmp_path}/a.txt.gz",), json_keys=("a", "b")))
+
+
+def test_the_command_line(config: PreprocessConfig) -> None:
+    done = subprocess.run(
+        [*command(config), "--log-interval", "50", "--json-keys", "text"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    progress = [line for line in done.stdout.splitlines() if "ETA" in line]
+    assert progress
+    assert all(part in progress[0] for part in (" MB/s", " documents/s", " %", "ETA 0:00:"))
+    assert "164 documents" in done.stdout
+    preprocess(config)
+    assert json.loads(outputs(config)["corpus_text_sentence.json"])["documents"] == 164
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "ugly.jsonl:2: not UTF-8 at byte 10 (0xff)"),
+        (b'{"title": "a"}\n', "ugly.jsonl:1: no key 'text'"),
+        (b'{\n  "text": "a"\n}\n', "ugly.jsonl:1: not JSON"),
+    ],
+)
+def test_ugly_files_give_one_message(config: PreprocessConfig, tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "ugly.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    done = subprocess.run(
+        command(replace(config, input=(str(path),))), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("preprocess_data.py: error: ")
+    assert outputs(config) == {}
+
+
+@pytest.fixture
+def running(config: PreprocessConfig) -> subprocess.Popen[str]:
+    """A command that has begun to write and has minutes of work before it."""
+    text = json.dumps({"text": "我们在动物园。" * 2000})
+    Path(config.input[0], "long.jsonl").write_text(f"{text}\n" * 4000, encoding="utf-8")
+    process = subprocess.Popen(
+        [*command(replace(config, workers=2, segmenter="jieba")), "--log-interval", "1"],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert any("ETA" in line for line in process.stdout)
+    assert outputs(config)
+    return process
+
+
+def test_ctrl_c_leaves_nothing(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+    os.killpg(running.pid, signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert stderr == "preprocess_data.py: interrupted\n"
+    assert outputs(config) == {}
+
+
+def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    if not children.exists():
+        running.kill()
+        running.communicate()
+        pytest.skip("no list of child processes")
+    for child in children.read_text().split():
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+            break
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert stderr.startswith("preprocess_data.py: error: a worker process died")
+    assert outputs(config) == {}
+
+
+def test_workers_end_with_their_parent(running: subprocess.Popen[str]) -> None:
+    running.kill()
+    running.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(running.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("workers live on without their parent")
+
+
+def test_real_text(config: PreprocessConfig, shared_data: Path) -> None:
+    path = shared_data / "corpus" / "news_sogouc_mini.jsonl.gz"
+    preprocess(replace(config, input=(str(path),), workers=2))
+    dataset = IndexedDataset(f"{config.output_prefix}_text_sentence")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file)
+    cut = load_segmenter("rjieba")
+    assert cut is not None
+    assert dataset.num_documents == len(texts)
+    for document in (0, len(texts) - 1):
+        first = dataset.document_index[document]
+        for i, sentence in enumerate(split_sentences(texts[document])):
+            assert dataset.sentence(first + i).tolist() == tokenizer.encode(sentence)
+            starts = dataset.word_starts(first + i)
+            assert starts is not None
+            assert starts.sum() <= len(cut(sentence))
