@@ -116,7 +116,7 @@ class ArrayAssembler {
         }
         if (addresses.empty() || addresses.size() != weights.size()) throw py::value_error("a weight for each corpus");
         assembler_ = std::make_unique<Assembler>(std::move(addresses), std::move(weights), std::move(rule));
-        sources_ = sources;
+        sources_ = py::tuple(sources);
     }
 
     py::tuple assemble(int64_t first, int64_t count) {
@@ -141,7 +141,7 @@ class ArrayAssembler {
 
   private:
     int64_t width_;
-    py::list sources_;
+    py::tuple sources_;
     std::unique_ptr<Assembler> assembler_;
 };
 

@@ -206,11 +206,11 @@ def wordpiece_vocabulary(words: Counter[str], *, vocab_size: int, min_frequency:
     alphabet = [token for token, number in ranked if number >= min_frequency][: vocab_size - len(reserved)]
     tokens = list(dict.fromkeys(reserved + alphabet))
     room = vocab_size - len(tokens)
-    return tokens + _train_pieces(words, set(alphabet), min_frequency)[:room] if room else tokens
+    return tokens + _train_pieces(words, set(alphabet), min_frequency, room) if room else tokens
 
 
-def _train_pieces(words: Counter[str], alphabet: set[str], min_frequency: int) -> list[str]:
-    """Pieces of two and more characters, in the order in which the trainer merges them."""
+def _train_pieces(words: Counter[str], alphabet: set[str], min_frequency: int, most: int) -> list[str]:
+    """At most `most` pieces of two and more characters, in the order in which the trainer merges them."""
     usable = {
         word: number
         for word, number in sorted(words.items())
@@ -220,7 +220,8 @@ def _train_pieces(words: Counter[str], alphabet: set[str], min_frequency: int) -
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=len(alphabet) + 2 * len({character for word in usable for character in word}) + 100_000,
+        # The trainer also counts every character by itself, whether it starts words or not.
+        vocab_size=len(alphabet) + len({character for word in usable for character in word}) + most,
         min_frequency=max(1, round(min_frequency / divisor)),
         # Given as tokens they get their ids in this order; else it is that of a hash table, and ties with it.
         special_tokens=sorted(alphabet),
@@ -229,7 +230,7 @@ def _train_pieces(words: Counter[str], alphabet: set[str], min_frequency: int) -
     )
     backend.train_from_iterator(_repeated(usable, divisor), trainer)
     pieces = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return [piece for piece, _ in pieces if len(piece.removeprefix("##")) > 1 and piece not in alphabet]
+    return [piece for piece, _ in pieces if len(piece.removeprefix("##")) > 1][:most]
 
 
 def _repeated(words: dict[str, int], divisor: float) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron import _C
+from megatron.native import _C
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _LOW32 = 0xFFFFFFFF

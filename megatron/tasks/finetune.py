@@ -114,7 +114,7 @@ def _shape(model: ModelConfig, hyper: Hyperparameters) -> ModelConfig:
 def _open_records(config: FinetuneConfig, context: ParallelContext) -> Recorder:
     file = config.logging.metrics_file or str(Path(config.source.output_dir) / "metrics.jsonl")
     logging = dataclasses.replace(config.logging, metrics_file=file)
-    return Recorder(dataclasses.replace(config, logging=logging), context.is_main, 0)
+    return Recorder(logging, to_dict(config), is_main=context.is_main, step=0)
 
 
 def _summary(

@@ -135,7 +135,7 @@ def _lines(path: Path) -> list[bytes]:
 
 def _open_records(config: PretrainConfig, context: ParallelContext, progress: Progress) -> Recorder:
     with context.together():
-        recorder = Recorder(config, context.is_main, progress.step)
+        recorder = Recorder(config.logging, to_dict(config), is_main=context.is_main, step=progress.step)
         if context.is_main and config.checkpoint.save is not None:
             path = Path(config.checkpoint.save) / "config.json"
             path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron.config import PretrainConfig, to_dict
+from megatron.config import LoggingConfig
 from megatron.errors import UserError
 from megatron.training.step import Totals
 
@@ -47,14 +47,14 @@ def clock(seconds: float) -> str:
 class Recorder:
     """Writes records on the main rank; does nothing on the others."""
 
-    def __init__(self, config: PretrainConfig, is_main: bool, step: int) -> None:
-        """step: the last step that is not done again; later rows of the metrics file are from a run cut off.
+    def __init__(self, options: LoggingConfig, config: dict[str, Any], *, is_main: bool, step: int) -> None:
+        """config: what the run is described by in Weights & Biases. step: the last one that is not done again; later
+        rows of the metrics file are from a run cut off.
 
         Raises `UserError` if a file cannot be written or wandb is missing.
         """
         self._main = is_main
         self._file = self._tensorboard = self._wandb = None
-        options = config.logging
         if not is_main:
             return
         if options.metrics_file is not None:
@@ -68,9 +68,9 @@ class Recorder:
         if options.wandb_project is not None:
             if importlib.util.find_spec("wandb") is None:
                 raise UserError("--wandb-project needs the package wandb: pip install wandb")
-            import wandb
+            import wandb  # type: ignore[import-not-found, unused-ignore]
 
-            self._wandb = wandb.init(project=options.wandb_project, name=options.wandb_exp_name, config=to_dict(config))
+            self._wandb = wandb.init(project=options.wandb_project, name=options.wandb_exp_name, config=config)
 
     def say(self, message: str) -> None:
         """A line for the reader of the console."""

@@ -96,7 +96,7 @@ def test_what_is_written(config: PreprocessConfig) -> None:
 
 
 def test_the_number_of_workers_does_not_matter(config: PreprocessConfig) -> None:
-    lines = [json.dumps({"text": f"{text}{i % 7}"}) for i in range(9000) for text in TEXTS]
+    lines = [json.dumps({"text": f"{text}{i % 7}"}) for i in range(2500) for text in TEXTS]
     Path(config.input[0], "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
     config = replace(config, json_keys=("text",), log_interval=100_000)
     preprocess(config)
@@ -257,7 +257,7 @@ def running(config: PreprocessConfig) -> subprocess.Popen[str]:
     text = json.dumps({"text": "我们在动物园。" * 2000})
     Path(config.input[0], "long.jsonl").write_text(f"{text}\n" * 4000, encoding="utf-8")
     process = subprocess.Popen(
-        [*command(replace(config, workers=2, segmenter="jieba")), "--log-interval", "1"],
+        [*command(replace(config, workers=2, segmenter="rjieba")), "--log-interval", "1"],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

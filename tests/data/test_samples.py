@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,8 +149,10 @@ def test_every_token_of_usable_documents_is_in_one_sample(
         assert min(8, how.longest) <= target <= how.longest
         ids = np.concatenate(sample).astype(np.int64) - FIRST
         assert len(set(owner[ids])) == 1, "a sample stays inside its document"
-        # No sample goes on after its target while the document still has enough for another one.
-        assert sum(map(len, sample[: -how.min_pieces])) < target
+        # Past its target a sample only takes what is too little for a sample of its own.
+        tokens_up_to = np.cumsum([len(piece) for piece in sample])
+        enough = np.flatnonzero((tokens_up_to >= target) & (np.arange(1, len(sample) + 1) >= how.min_pieces))
+        assert enough.size == 0 or len(sample) - (enough[0] + 1) < how.min_pieces
 
 
 def test_sentences_longer_than_a_sample_are_split_and_fill_it(tmp_path: Path) -> None:
@@ -277,3 +281,11 @@ def test_where_no_cache_can_be_written_the_index_stays_in_memory(tmp_path: Path)
     np.testing.assert_array_equal(whole(dataset, rule()).rows, expected)
     with pytest.raises(UserError, match="--data-cache-path .* cannot be written"):
         whole(dataset, rule(), tmp_path / "cache")
+
+
+def test_missing_compiled_helpers_name_the_remedy() -> None:
+    code = "import sys; sys.modules['megatron._C'] = None; import megatron.data.samples"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "UserError: the compiled helpers megatron._C cannot be imported" in result.stderr
+    assert "make install" in result.stderr
