@@ -124,11 +124,11 @@ int64_t bytes_of(TokenType type) {
     return 1;
 }
 
-// Marks the words to predict: `budget` tokens in whole words. Words are tried in random order; at each an n-gram is drawn
-// and shrunk until it fits into the budget, the segment and the words still free. Where every word is longer than the
-// budget, the shortest is taken: a sample always has something to predict.
+// Marks the words to predict: `budget` tokens in whole words. Words are tried in random order; at each an n-gram is
+// drawn and shrunk until it fits into the budget, the segment and the words still free. Where every word is longer than
+// the budget, the shortest is taken: a sample always has something to predict.
 void choose_words(Scratch& scratch, Segment a, Segment b, int64_t budget, const std::vector<uint32_t>& ngrams,
-                     Random& random) {
+                  Random& random) {
     const int64_t a_words = a.last - a.first, words = a_words + b.last - b.first;
     const uint32_t* starts = scratch.word_starts.data();
     uint32_t* order = scratch.order.data();

@@ -105,7 +105,8 @@ class ArrayAssembler {
         std::vector<SampleSource> addresses;
         for (const py::handle& item : sources) {
             const auto [tokens, type, sizes, pointers, words, rows, key] =
-                item.cast<std::tuple<py::array, int, py::array, py::array, std::optional<py::array>, py::array, uint64_t>>();
+                item.cast<std::tuple<py::array, int, py::array, py::array, std::optional<py::array>, py::array,
+                                     uint64_t>>();
             addresses.push_back({address(tokens, tokens.itemsize(), "tokens"), static_cast<TokenType>(type),
                                  Unaligned<int32_t>(address(sizes, 4, "sizes")),
                                  Unaligned<int64_t>(address(pointers, 8, "pointers")),
@@ -122,7 +123,8 @@ class ArrayAssembler {
     py::tuple assemble(int64_t first, int64_t count) {
         if (first < 0 || count < 0) throw py::value_error("assemble: negative sample number");
         py::array_t<int64_t> tokens({count, width_}), types({count, width_}), lengths(count), labels(count);
-        BatchArrays batch{tokens.mutable_data(), types.mutable_data(), lengths.mutable_data(), labels.mutable_data(), {}, {}};
+        BatchArrays batch{tokens.mutable_data(), types.mutable_data(), lengths.mutable_data(), labels.mutable_data(),
+                          {}, {}};
         {
             py::gil_scoped_release release;
             assembler_->assemble(first, count, batch);

@@ -9,8 +9,8 @@
 namespace megatron {
 
 // Megatron's rule: sample k comes from the corpus with the largest weight * max(k, 1) - taken, ties to the first. So no
-// corpus ever runs ahead of its share by a whole sample. Any k may be asked for at any time, from any thread: the rule is
-// replayed from the nearest state kept, one every kStride samples and the most recent one.
+// corpus ever runs ahead of its share by a whole sample. Any k may be asked for at any time, from any thread: the rule
+// is replayed from the nearest state kept, one every kStride samples and the most recent one.
 class Blend {
   public:
     explicit Blend(std::vector<double> weights);  // positive, summing to 1

@@ -22,7 +22,7 @@ class Unaligned {
     const uint8_t* data_ = nullptr;
 };
 
-// How sentences are cut into pieces: those longer than `longest` into slices of `slice` tokens (the last may be shorter).
+// How sentences are cut into pieces: those longer than `longest` into slices of `slice` tokens, the last maybe shorter.
 // With two segments a slice is half of what fits, so that a pair of slices fills a sample and nothing is cut away.
 struct PieceRule {
     int64_t longest, slice;

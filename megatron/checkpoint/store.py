@@ -60,7 +60,7 @@ class NamedTensor:
     shard: ShardSpec
 
 
-def check_writable(folder: Path, context: ParallelContext) -> None:
+def check_writable(folder: Path, context: ParallelContext, *, flag: str = "--save") -> None:
     """Make the save folder and a file in it, so that training does not start if it could not be saved.
 
     Raises `UserError` on all ranks if that fails.
@@ -74,7 +74,7 @@ def check_writable(folder: Path, context: ParallelContext) -> None:
                 file.write(b"test")
             test.unlink()
         except OSError as error:
-            raise UserError(f"--save {folder} cannot be written: {error.strerror}; choose another folder") from None
+            raise UserError(f"{flag} {folder} cannot be written: {error.strerror}; choose another folder") from None
 
     _decide(context, probe)
 

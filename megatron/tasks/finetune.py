@@ -41,7 +41,7 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
     output = Path(config.source.output_dir)
     with context.together():
         files = find_files(config.task, eval_only=config.source.eval_only)
-    check_writable(output, context)
+    check_writable(output, context, flag="--output-dir")
     converted = output / ".pretrained"
     try:
         pretrained = open_pretrained(Path(config.source.pretrained_checkpoint), converted, context)
