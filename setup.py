@@ -79,7 +79,7 @@ setup(
         "torch>=2.11",
         "numpy>=2.0",
         "tokenizers>=0.21",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",
         "regex>=2024.4",
         "safetensors>=0.5",
         "tyro>=1.0",

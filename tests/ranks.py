@@ -73,7 +73,9 @@ def _guarded(function: Callable[..., Any], context: ParallelContext, arguments: 
         return error
 
 
-def run_script(path: Path, argv: list[str], size: int, output: Path, *, seconds: float = 120.0) -> list[tuple[int, str]]:
+def run_script(
+    path: Path, argv: list[str], size: int, output: Path, *, seconds: float = 120.0
+) -> list[tuple[int, str]]:
     """A script under torchrun's environment on `size` ranks; exit code and stderr of each. output: a folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

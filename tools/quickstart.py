@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = os.path.relpath(Path(sys.executable).parent, ROOT)
 
 PROCESSES = 2
-VOCABULARY = "--vocab-size 5000"
-MODEL = "--num-layers 4 --hidden-size 192 --num-attention-heads 6 --max-position-embeddings 128"
-PRETRAINING = """--seq-length 128 --micro-batch-size 16 --global-batch-size 32 --train-iters 1200
-    --lr 1e-3 --min-lr 1e-5 --lr-warmup-fraction 0.1 --hidden-dropout 0 --attention-dropout 0
-    --eval-interval 400 --eval-iters 10 --log-interval 20"""
-FINE_TUNING = "--seq-length 128 --epochs 3 --global-batch-size 32 --lr 3e-4"
+VOCABULARY = "--vocab-size 5000 --lower-case"
+# Small, so that it learns in minutes: no dropout, one word at a time masked, a high learning rate.
+MODEL = """--num-layers 3 --hidden-size 128 --num-attention-heads 4 --max-position-embeddings 64
+    --hidden-dropout 0 --attention-dropout 0"""
+PRETRAINING = """--seq-length 64 --max-ngrams 1 --micro-batch-size 16 --global-batch-size 32 --train-iters 2800
+    --lr 2e-3 --min-lr 1e-5 --lr-warmup-fraction 0.1 --adam-beta2 0.98
+    --eval-interval 700 --eval-iters 10 --log-interval 50"""
+FINE_TUNING = "--seq-length 64 --epochs 3 --global-batch-size 32 --lr 5e-4"
 
 # Lines of a step's output that are shown while it runs.
 PROGRESS = re.compile(r"^(step|start|model|data|valid|test|dev|task|weights|note|wrote)|documents|tokens|lines|\.png")
@@ -77,14 +79,16 @@ def steps(folder: Path) -> tuple[Step, ...]:
             name="index",
             purpose="sentences, tokens and word boundaries to indexed files",
             command=f"""{python} tools/preprocess_data.py --input {corpus}
-    --output-prefix {data}/corpus {tokenizer}
+    --output-prefix {data}/corpus
+    {tokenizer}
     --split-sentences --segmenter rjieba --workers {PROCESSES}""",
         ),
         Step(
             name="pretraining",
             purpose=f"masked words and sentence order, {PROCESSES} processes (data parallel)",
             command=f"""OMP_NUM_THREADS=1 {shlex.quote(BIN)}/torchrun --standalone --nproc-per-node {PROCESSES}
-    pretrain_bert.py --data-path {data}/corpus_text_sentence {tokenizer}
+    pretrain_bert.py --data-path {data}/corpus_text_sentence
+    {tokenizer}
     {MODEL}
     {PRETRAINING}
     --save {out}/checkpoint --metrics-file {out}/metrics.jsonl""",

@@ -43,4 +43,6 @@ def test_sentencepiece_from_text_to_checkpoint(tmp_path: Path) -> None:
     )
     assert len(records(tmp_path)) == 3
     checkpoint = find_checkpoint(tmp_path / "save", context=ParallelContext.single())
-    assert checkpoint is not None and (checkpoint / "tokenizer.model").read_bytes() == Path(f"{model}.model").read_bytes()
+    assert (
+        checkpoint is not None and (checkpoint / "tokenizer.model").read_bytes() == Path(f"{model}.model").read_bytes()
+    )
