@@ -30,7 +30,7 @@ VOCABULARY = "--vocab-size 5000 --lower-case"
 # Small, so that it learns in minutes: no dropout, one word at a time masked, a high learning rate.
 MODEL = """--num-layers 3 --hidden-size 128 --num-attention-heads 4 --max-position-embeddings 64
     --hidden-dropout 0 --attention-dropout 0"""
-PRETRAINING = """--seq-length 64 --max-ngrams 1 --micro-batch-size 16 --global-batch-size 32 --train-iters 2800
+PRETRAINING = """--seq-length 64 --max-ngrams 1 --micro-batch-size 16 --global-batch-size 32 --train-iters 3500
     --lr 2e-3 --min-lr 1e-5 --lr-warmup-fraction 0.1 --adam-beta2 0.98
     --eval-interval 700 --eval-iters 10 --log-interval 50"""
 FINE_TUNING = "--seq-length 64 --epochs 3 --global-batch-size 32 --lr 5e-4"
@@ -75,19 +75,22 @@ def steps(folder: Path) -> tuple[Step, ...]:
             command=f"""{python} tools/build_vocab.py --input {corpus}
     --output {data}/vocab.txt {VOCABULARY}""",
         ),
-        Step(
-            name="index",
-            purpose="sentences, tokens and word boundaries to indexed files",
-            command=f"""{python} tools/preprocess_data.py --input {corpus}
-    --output-prefix {data}/corpus
+        *(
+            Step(
+                name=f"index-{name}",
+                purpose=f"sentences, tokens and word boundaries of the {name} to indexed files",
+                command=f"""{python} tools/preprocess_data.py --input {data}/{name}.jsonl
+    --output-prefix {data}/{name}
     {tokenizer}
     --split-sentences --segmenter rjieba --workers {PROCESSES}""",
+            )
+            for name in ("news", "reviews")
         ),
         Step(
             name="pretraining",
             purpose=f"masked words and sentence order, {PROCESSES} processes (data parallel)",
             command=f"""OMP_NUM_THREADS=1 {shlex.quote(BIN)}/torchrun --standalone --nproc-per-node {PROCESSES}
-    pretrain_bert.py --data-path {data}/corpus_text_sentence
+    pretrain_bert.py --data-path 0.3 {data}/news_text_sentence 0.7 {data}/reviews_text_sentence
     {tokenizer}
     {MODEL}
     {PRETRAINING}

@@ -1,7 +1,4 @@
-"""Files and folders that are either whole or absent: temporary name, fsync, rename.
-
-A rename is durable only if the data and the folder were flushed before it (Pillai et al., OSDI 2014).
-"""
+"""What checkpoints are made of: JSON, safetensors written tensor by tensor, manifests, folders that appear whole."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from megatron.errors import UserError
+from megatron.files import durable_file, flush_folder
 
 MANIFEST = "manifest.json"
 
@@ -31,33 +29,6 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-@contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, flushed to the disk on leaving."""
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with durable_file(temporary) as file:
-        file.write(content)
-    os.replace(temporary, path)
-    flush_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint.files import durable_file, read_json, write_json
+from megatron.checkpoint.files import read_json, write_json
 from megatron.errors import UserError
+from megatron.files import durable_file
 
 VOCABULARY = "vocab.txt"
 SENTENCEPIECE_MODEL = "tokenizer.model"

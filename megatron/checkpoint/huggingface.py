@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from megatron import __version__
-from megatron.checkpoint.files import TensorWriter, durable_file, new_folder, read_json, write_json
+from megatron.checkpoint.files import TensorWriter, new_folder, read_json, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
 from megatron.checkpoint.hub_names import Table, merge, parameter_table, split
 from megatron.checkpoint.hub_tokenizer import (
@@ -40,6 +40,7 @@ from megatron.checkpoint.store import (
 )
 from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
+from megatron.files import durable_file
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import ShardSpec
 

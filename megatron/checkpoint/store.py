@@ -26,18 +26,16 @@ from safetensors import SafetensorError, safe_open
 from megatron.checkpoint.files import (
     MANIFEST,
     TensorWriter,
-    durable_file,
-    flush_folder,
     publish,
     read_json,
     read_manifest,
     remove,
-    replace_file,
     verify_content,
     write_json,
     write_manifest,
 )
 from megatron.errors import UserError
+from megatron.files import durable_file, flush_folder, replace_file
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import ShardSpec
 

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 import megatron
 from megatron.data.corpus import BadLine, Block, find_inputs, parse_block, read_blocks
-from megatron.data.files import write_whole
 from megatron.data.indexed import IndexedWriter
 from megatron.data.segmenter import Segmenter, align, load_segmenter
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
 from megatron.data.workers import ordered_map
 from megatron.errors import UserError
+from megatron.files import write_file
 
 SHOWN_BAD_LINES = 20
 
@@ -131,7 +131,7 @@ def preprocess(config: PreprocessConfig) -> None:
             Path(f"{prefix}.json").unlink(missing_ok=True)
             writer.finish()
             card = data_card(config, key, tokenizer, total, skipped)
-            write_whole(f"{prefix}.json", (json.dumps(card, ensure_ascii=False, indent=2) + "\n").encode())
+            write_file(Path(f"{prefix}.json"), (json.dumps(card, ensure_ascii=False, indent=2) + "\n").encode())
             print(_summary(prefix, card), flush=True)
     finally:
         for writer in writers:

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron.data.corpus import BadLine, Block, find_inputs, parse_block, read_blocks
-from megatron.data.files import write_whole
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import SPECIAL_TOKENS, wordpiece_backend
 from megatron.data.workers import ordered_map
 from megatron.errors import UserError
+from megatron.files import write_file
 
 MOST_WORDS = 5_000_000
 """Distinct words kept while counting; beyond it the rarest are forgotten, so that memory is bounded."""
@@ -88,7 +88,7 @@ def build_vocabulary(config: VocabularyConfig) -> None:
         sentences = sample_sentences(config, paths)
         content = train_sentencepiece(sentences, config)
         report = _sentencepiece_coverage(sentences, content)
-    write_whole(config.output, content)
+    write_file(Path(config.output), content)
     print(f"{config.output}: {report}")
 
 

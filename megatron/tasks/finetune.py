@@ -14,6 +14,7 @@ from typing import Any
 from megatron.checkpoint import check_writable
 from megatron.config import ModelConfig, to_dict
 from megatron.errors import UserError
+from megatron.files import write_file
 from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize
@@ -25,7 +26,7 @@ from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read
 from megatron.tasks.loop import train
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
 from megatron.tasks.run import Run
-from megatron.tasks.submission import json_text, submission_name, submission_text, write_text
+from megatron.tasks.submission import json_text, submission_name, submission_text
 from megatron.tasks.table import Hyperparameters, Task
 from megatron.training.records import Recorder
 
@@ -162,4 +163,4 @@ def _write(run: Run, path: Path, text: str) -> None:
     """Write a result on the main rank; all ranks fail together."""
     with run.context.together():
         if run.context.is_main:
-            write_text(path, text)
+            write_file(path, text.encode())

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.checkpoint.files import replace_file
-from megatron.errors import UserError
 from megatron.tasks.readers import Example
 
 if TYPE_CHECKING:
@@ -34,11 +32,3 @@ def submission_text(examples: Sequence[Example], labels: Sequence[str]) -> str:
 def json_text(values: dict[str, Any]) -> str:
     """Values as readable JSON."""
     return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, replacing one of that name in a single step. Raises `UserError` if that fails."""
-    try:
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
