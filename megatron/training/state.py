@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron.checkpoint.store import (
     MODEL,
@@ -71,8 +72,11 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
     Raises `UserError` on all ranks if the checkpoint is damaged or of another model.
     """
     weights = {name: NamedTensor(tensor=t, shard=s) for name, (t, s) in optimizer.weights().items()}
-    state = read_train_state(origin.path)
-    converted = not (origin.path / OPTIMIZER).exists() and state.get("step", 0) == 0
+    with context.together():
+        state = read_train_state(origin.path)
+        has_optimizer = (origin.path / OPTIMIZER).exists()
+    has_optimizer = context.world.broadcast_object(has_optimizer)
+    converted = not has_optimizer and state.get("step", 0) == 0
     lacking = load_tensors(
         origin.path / MODEL,
         weights,
@@ -82,14 +86,24 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
         may_hold=("pooler.", "binary_head.", "task_head."),
     )
     optimizer.publish()
-    if origin.with_optimizer and (origin.path / OPTIMIZER).exists():
+    if origin.with_optimizer and has_optimizer:
         moments = {name: NamedTensor(tensor=t, shard=s) for name, (t, s) in optimizer.moments().items()}
         load_tensors(origin.path / OPTIMIZER, moments, what="optimizer state", context=context)
         optimizer.load_scalars(state["optimizer"])
     if not origin.resumed or converted:
         return Progress(), lacking
-    values = {name: state[name] for name in asdict(Progress()) if name != "window"}
-    return Progress(**values, window=Totals(**state["window"])), lacking
+    return _progress_of(state, origin.path), lacking
+
+
+def _progress_of(state: dict[str, Any], path: Path) -> Progress:
+    try:
+        values = {name: state[name] for name in asdict(Progress()) if name != "window"}
+        return Progress(**values, window=Totals(**state["window"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has no position to continue from ({error}); it is not a checkpoint of pre-training: "
+            "take its weights with --load FOLDER --finetune and another --save"
+        ) from None
 
 
 def save(
