@@ -135,9 +135,13 @@ def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) ->
             config={
                 "model": to_dict(hub.model),
                 "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {},
-                "source": {"folder": folder.absolute().name, "converted_by": f"megatron {__version__}"},
             },
-            train_state={"step": 0, "consumed_samples": 0},
+            train_state={
+                "step": 0,
+                "consumed_samples": 0,
+                "converted_from": folder.absolute().name,
+                "converted_by": f"megatron {__version__}",
+            },
             extra_files=extra_files,
             context=context,
         )

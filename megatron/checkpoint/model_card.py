@@ -40,7 +40,7 @@ def model_card(
     """The card's text. config, train_state: those of the checkpoint; their plain values are listed."""
     options = {
         key: value
-        for section in ("data", "optimizer", "precision", "training", "source")
+        for section in ("data", "optimizer", "precision", "training")
         for key, value in (config.get(section) or {}).items()
     }
     return _CARD.format(

@@ -64,14 +64,9 @@ def loss_of_class(folder: Path) -> float:
 def test_training_starts_with_the_loss_of_the_published_model(corpus: Path, architecture: str) -> None:
     published(corpus, architecture)
     from_huggingface(corpus / "hub", corpus / "converted")
-    epsilon = 1e-9 if architecture == "bert" else 1e-5
-    flags = {
-        "architecture": architecture,
-        "ffn_hidden_size": 48,
-        "layernorm_epsilon": epsilon,
-        "load": corpus / "converted",
-        "finetune": True,
-    }
+    shape = dict.fromkeys(("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"))
+    config = corpus / "converted" / "iter_0000000" / "config.json"  # the shape, epsilon and tokenizer of the folder
+    flags = {**shape, "config": config, "load": corpus / "converted", "finetune": True}
     train(corpus, **flags, skip_train=True)
     (valid,) = records(corpus, "valid")
     assert valid["mlm_loss"] == pytest.approx(loss_of_class(corpus), rel=1e-5)
