@@ -33,7 +33,7 @@ MODEL = """--num-layers 3 --hidden-size 128 --num-attention-heads 4 --max-positi
 PRETRAINING = """--seq-length 64 --max-ngrams 1 --micro-batch-size 16 --global-batch-size 32 --train-iters 3500
     --lr 2e-3 --min-lr 1e-5 --lr-warmup-fraction 0.1 --adam-beta2 0.98
     --eval-interval 700 --eval-iters 10 --log-interval 50"""
-FINE_TUNING = "--seq-length 64 --epochs 3 --global-batch-size 32 --lr 5e-4"
+FINE_TUNING = "--seq-length 64 --epochs 3 --global-batch-size 32 --lr 1e-3"
 
 # Lines of a step's output that are shown while it runs.
 PROGRESS = re.compile(r"^(step|start|model|data|valid|test|dev|task|weights|note|wrote)|documents|tokens|lines|\.png")
