@@ -64,8 +64,8 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
     window = _new_window(context)
     run.model.train()
     for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
-        consumed += len(rows)
         rate = schedule.learning_rate(consumed)
+        consumed += len(rows)
         outcome = train_step(run, optimizer, train_set, rows, epoch, rate, window)
         skipped += outcome.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0

@@ -98,11 +98,11 @@ def test_losses_are_those_of_a_plain_torch_loop(config: FinetuneConfig, tmp_path
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-            consumed += len(rows)
             warm, left = consumed / 18, (total - consumed) / (total - 18)
             for group in optimizer.param_groups:
                 group["lr"] = 5e-3 * (warm if consumed < 18 else left)
             optimizer.step()
+            consumed += len(rows)
             expected.append(loss.item())
     assert [r["loss"] for r in found] == pytest.approx(expected, rel=1e-4)
     assert found[-1]["epoch"] == 3
