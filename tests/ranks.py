@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import runpy
 import socket
 import sys
@@ -45,7 +46,7 @@ def run_ranks(layout: Layout, function: Callable[..., Any], *arguments: Any, sec
             while len(answers) < layout.world_size:
                 rank, value, failure = results.get(timeout=seconds)
                 assert failure is None, f"rank {rank} failed:\n{failure}"
-                answers[rank] = value
+                answers[rank] = pickle.loads(value)
         finally:
             for process in ranks:
                 process.join(5.0)
@@ -60,7 +61,8 @@ def _rank(rank: int, layout: Layout, store: str, results: Any, function: Any, ar
         context = ParallelContext.of_process_group(layout, torch.device("cpu"))
         value = _guarded(function, context, arguments)
         context.world.barrier()
-        results.put((rank, value, None))
+        # As bytes: a tensor would travel as a handle that dies with this process.
+        results.put((rank, pickle.dumps(value), None))
         context.close()
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron.checkpoint import files, store
+from megatron import files
+from megatron.checkpoint import store
 from megatron.checkpoint.store import (
     NamedTensor,
     check_writable,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron.errors import UserError
 from megatron.tasks.readers import Example, read_examples
-from megatron.tasks.submission import submission_name, submission_text, write_text
+from megatron.tasks.submission import submission_name, submission_text
 from megatron.tasks.table import find_task
 
 
@@ -45,11 +44,3 @@ def test_submission_of_ids_that_are_not_sequential(tmp_path: Path) -> None:
     assert submission_text(examples, ["1", "0", "1"]) == (
         '{"id":2415,"label":"1"}\n{"id":17,"label":"0"}\n{"id":300,"label":"1"}\n'
     )
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.json", "好\n")
-    assert (tmp_path / "a.json").read_bytes() == "好\n".encode()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    with pytest.raises(UserError, match="cannot be written"):
-        write_text(tmp_path / "none" / "a.json", "x")
