@@ -145,7 +145,8 @@ def _write_blocks(
     totals = [Counts() for _ in writers]
     skipped = 0
     file_bytes = sum(os.path.getsize(path) for path in paths)
-    print(f"{len(paths)} file{'s' if len(paths) > 1 else ''}, {file_bytes / 1e6:,.1f} MB; {config.workers} workers", flush=True)
+    plural = "s" if len(paths) > 1 else ""
+    print(f"{len(paths)} file{plural}, {file_bytes / 1e6:,.1f} MB; {config.workers} workers", flush=True)
     started = time.monotonic()
     logged = 0
     make = partial(
