@@ -15,7 +15,11 @@ def main() -> None:
     config = parse(FinetuneConfig, prog="finetune_clue.py", description=str(__doc__), advice=ADVICE)
     parallel = config.parallel
     context = ParallelContext.from_environment(
-        backend=parallel.distributed_backend, timeout_minutes=parallel.distributed_timeout_minutes
+        tensor=parallel.tensor_model_parallel_size,
+        pipeline=parallel.pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        backend=parallel.distributed_backend,
+        timeout_minutes=parallel.distributed_timeout_minutes,
     )
     finetune(config, context)
     context.close()

@@ -13,6 +13,12 @@ from typing import Any, Literal
 from megatron.errors import UserError
 
 
+def _nearest_divisors(number: int, value: int) -> str:
+    """The three divisors of `number` that are nearest to `value`, in words."""
+    choices = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, sorted(sorted(choices, key=lambda n: abs(n - value))[:3])))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the encoder."""
@@ -64,11 +70,9 @@ class ModelConfig:
         ]
         heads = self.num_attention_heads
         if heads > 0 and self.hidden_size > 0 and self.hidden_size % heads:
-            choices = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
-            near = sorted(choices, key=lambda n: abs(n - heads))[:3]
             found.append(
                 f"--num-attention-heads {heads} does not divide --hidden-size {self.hidden_size}; "
-                f"nearest that do: {', '.join(map(str, sorted(near)))}"
+                f"nearest that do: {_nearest_divisors(self.hidden_size, heads)}"
             )
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -84,12 +88,137 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Layout over processes. Data parallelism is what remains of the world size."""
+    """Layout over processes, and what saves memory. Data parallelism is what remains of the number of processes."""
 
+    tensor_model_parallel_size: int = 1
+    """Processes that share each layer's matrices and heads."""
+    sequence_parallel: bool = False
+    """Divide LayerNorm, dropout and residuals along the sequence over the tensor-parallel processes."""
+    pipeline_model_parallel_size: int = 1
+    """Stages that the layers are divided into."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers of a chunk, for several chunks a stage (interleaved schedule)."""
+    pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] | None = None
+    """Order of a pipeline's work [default: 1f1b; interleaved with several chunks a stage]."""
+    pipeline_split: str | None = None
+    """Layers of each part, e.g. 7,6,6,5 [default: equal; balanced with the head where they do not divide]."""
+    use_distributed_optimizer: bool = False
+    """Divide optimizer state and fp32 master weights over the data-parallel processes (ZeRO-1)."""
+    ddp_bucket_size: int = 40_000_000
+    """Gradients that are reduced together, elements."""
+    recompute_granularity: Literal["selective", "full"] | None = None
+    """Compute activations again in the backward: those inside attention, or those inside layers."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """full: stretches of --recompute-num-layers layers (uniform), or that many layers of each part (block)."""
+    recompute_num_layers: int | None = None
+    """Layers of a stretch, or of a part, that are computed again."""
     distributed_backend: Literal["auto", "gloo", "nccl"] = "auto"
     """Communication library [default: nccl on CUDA, gloo on CPU]."""
     distributed_timeout_minutes: float = 10.0
     """Time after which a collective that not all ranks reach is an error, minutes."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that share one copy of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def chunks(self, model: ModelConfig) -> int:
+        """Parts of the model that each stage holds."""
+        if self.pipeline_split is not None:
+            return len(self.layers_of_split()) // self.pipeline_model_parallel_size
+        if self.num_layers_per_virtual_pipeline_stage is None:
+            return 1
+        return model.num_layers // (self.pipeline_model_parallel_size * self.num_layers_per_virtual_pipeline_stage)
+
+    def num_parts(self, model: ModelConfig) -> int:
+        """Parts that the model is divided into."""
+        return self.pipeline_model_parallel_size * self.chunks(model)
+
+    def schedule(self, model: ModelConfig) -> Literal["1f1b", "interleaved", "zero-bubble"]:
+        """The order of a pipeline's work."""
+        return self.pipeline_schedule or ("interleaved" if self.chunks(model) > 1 else "1f1b")
+
+    def layers_of_split(self) -> tuple[int, ...]:
+        """--pipeline-split as numbers."""
+        return tuple(int(layers) for layers in (self.pipeline_split or "").split(","))
+
+    def problems(self, model: ModelConfig, world_size: int) -> list[str]:
+        """Violations of the rules of a layout for a model on `world_size` processes, as messages."""
+        tensor, pipeline = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        found = []
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "ddp_bucket_size"):
+            if getattr(self, name) < 1:
+                found.append(f"--{name.replace('_', '-')} must be at least 1")
+        if found:
+            return found
+        if world_size % self.model_parallel_size:
+            below = world_size // self.model_parallel_size * self.model_parallel_size
+            above = below + self.model_parallel_size
+            near = " or ".join(str(n) for n in (below, above) if n > 0)
+            found.append(
+                f"{world_size} processes cannot be divided into --tensor-model-parallel-size {tensor} x "
+                f"--pipeline-model-parallel-size {pipeline}; nearest numbers of processes: {near}"
+            )
+        for flag, value in (
+            ("--num-attention-heads", model.num_attention_heads),
+            ("--ffn-hidden-size", model.ffn_hidden_size or 4 * model.hidden_size),
+        ):
+            if value > 0 and value % tensor:
+                found.append(
+                    f"--tensor-model-parallel-size {tensor} does not divide {flag} {value}; nearest that do: "
+                    f"{_nearest_divisors(value, tensor)}"
+                )
+        if self.sequence_parallel and tensor == 1:
+            found.append("--sequence-parallel needs --tensor-model-parallel-size above 1")
+        return found + self._pipeline_problems(model) + self._recompute_problems()
+
+    def _pipeline_problems(self, model: ModelConfig) -> list[str]:
+        pipeline, layers, virtual = (
+            self.pipeline_model_parallel_size,
+            model.num_layers,
+            self.num_layers_per_virtual_pipeline_stage,
+        )
+        found = []
+        if layers > 0 and pipeline > layers:
+            found.append(f"--pipeline-model-parallel-size {pipeline} is above --num-layers {layers}; at most {layers}")
+        if virtual is not None:
+            if virtual < 1 or (layers > 0 and layers % (pipeline * virtual)):
+                choices = [n for n in range(1, layers + 1) if layers % (pipeline * n) == 0]
+                near = ", ".join(map(str, sorted(sorted(choices, key=lambda n: abs(n - virtual))[:3]))) or "none"
+                found.append(
+                    f"--num-layers-per-virtual-pipeline-stage {virtual} x {pipeline} stages does not divide "
+                    f"--num-layers {layers}; nearest that do: {near}"
+                )
+                return found
+            if self.pipeline_split is not None:
+                found.append("--pipeline-split excludes --num-layers-per-virtual-pipeline-stage: it states the chunks")
+        if self.pipeline_split is not None:
+            try:
+                split = self.layers_of_split()
+            except ValueError:
+                return [*found, f"--pipeline-split {self.pipeline_split} is not a list of numbers like 7,6,6,5"]
+            if min(split) < 1 or (layers > 0 and sum(split) != layers) or len(split) % pipeline:
+                found.append(
+                    f"--pipeline-split {self.pipeline_split} must be positive, sum to --num-layers {layers} and have "
+                    f"{pipeline} parts, or a multiple for several chunks a stage; it has {len(split)} and sums to "
+                    f"{sum(split)}"
+                )
+                return found
+        schedule, chunks = self.schedule(model), self.chunks(model)
+        if schedule != "interleaved" and chunks > 1:
+            found.append(f"--pipeline-schedule {schedule} has one chunk a stage, not {chunks}; use interleaved")
+        if schedule == "interleaved" and chunks == 1 and pipeline > 1:
+            found.append("--pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage")
+        return found
+
+    def _recompute_problems(self) -> list[str]:
+        found = []
+        for name in ("recompute_method", "recompute_num_layers"):
+            if getattr(self, name) is not None and self.recompute_granularity != "full":
+                found.append(f"--{name.replace('_', '-')} needs --recompute-granularity full")
+        if self.recompute_num_layers is not None and self.recompute_num_layers < 1:
+            found.append("--recompute-num-layers must be at least 1")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,9 +467,18 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
-    def problems(self, data_parallel_size: int) -> list[str]:
+    def problems(self, world_size: int) -> list[str]:
         """Every violated rule, as messages."""
+        data_parallel_size = max(world_size // max(self.parallel.model_parallel_size, 1), 1)
         found = self.model.problems() + self.data.problems() + self.optimizer.problems()
+        found += self.parallel.problems(self.model, world_size)
+        tensor = self.parallel.tensor_model_parallel_size
+        if self.parallel.sequence_parallel and tensor > 1 and self.data.seq_length % tensor:
+            below = self.data.seq_length // tensor * tensor
+            found.append(
+                f"--sequence-parallel needs a --seq-length that --tensor-model-parallel-size {tensor} divides, not "
+                f"{self.data.seq_length}; nearest: {below} or {below + tensor}"
+            )
         found += self.precision.problems() + self.training.problems()
         if 0 < self.model.max_position_embeddings < self.data.seq_length:
             found.append(
@@ -381,17 +519,18 @@ class PretrainConfig:
             found.append("--log-interval must be at least 1")
         return found
 
-    def resolved(self, *, data_parallel_size: int) -> "PretrainConfig":
-        """Fill in what follows from other options.
+    def resolved(self, *, world_size: int) -> "PretrainConfig":
+        """Fill in what follows from other options on `world_size` processes.
 
         Raises `UserError` naming every violated rule at once.
         """
-        problems = self.problems(data_parallel_size)
+        problems = self.problems(world_size)
         if problems:
             raise UserError(
                 "; ".join(problems) if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems])
             )
         model, train = self.model, self.training
+        data_parallel_size = world_size // self.parallel.model_parallel_size
         return dataclasses.replace(
             self,
             model=dataclasses.replace(model, ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size),

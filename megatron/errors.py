@@ -12,8 +12,12 @@ class UserError(Exception):
     """A mistake the user can mend: the message says what is wrong, where, and what to do."""
 
 
+class JobError(Exception):
+    """The job cannot go on, through no mistake in its options: a process or a connection is gone."""
+
+
 def main_guard(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0 when done, 2 with one message on a `UserError`, 130 on Ctrl-C.
+    """Run a command and exit: 0 when done, 2 with one message on a `UserError`, 1 on a `JobError`, 130 on Ctrl-C.
 
     The exit does not wait for other ranks or threads: after an error they may never arrive.
     """
@@ -23,6 +27,9 @@ def main_guard(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr)
         code = 2
+    except JobError as error:
+        print(f"{os.path.basename(sys.argv[0])}: the job ends: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
         code = 130

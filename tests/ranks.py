@@ -25,10 +25,17 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed", "megatron.model", "tests.ranks"])
 
 
-def run_ranks(layout: Layout, function: Callable[..., Any], *arguments: Any, seconds: float = 120.0) -> list[Any]:
+def run_ranks(
+    layout: Layout,
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float = 120.0,
+    shared_memory: bool = True,
+) -> list[Any]:
     """`function(context, *arguments)` on every rank of a layout; the results in order of rank.
 
-    A `UserError` of a rank is its result; any other failure, or a rank that does not answer, fails the caller.
+    shared_memory: whether ranks may reduce through it, or only through gloo. A `UserError` of a rank is its result; any
+    other failure, or a rank that does not answer, fails the caller.
     """
     if layout.world_size == 1:
         return [_guarded(function, ParallelContext.single(), arguments)]
@@ -36,7 +43,9 @@ def run_ranks(layout: Layout, function: Callable[..., Any], *arguments: Any, sec
         results = _context.Queue()
         store = str(Path(folder) / "store")
         ranks = [
-            _context.Process(target=_rank, args=(rank, layout, store, results, function, arguments), daemon=True)
+            _context.Process(
+                target=_rank, args=(rank, layout, store, shared_memory, results, function, arguments), daemon=True
+            )
             for rank in range(layout.world_size)
         ]
         for process in ranks:
@@ -54,11 +63,19 @@ def run_ranks(layout: Layout, function: Callable[..., Any], *arguments: Any, sec
     return [answers[rank] for rank in range(layout.world_size)]
 
 
-def _rank(rank: int, layout: Layout, store: str, results: Any, function: Any, arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int,
+    layout: Layout,
+    store: str,
+    shared_memory: bool,
+    results: Any,
+    function: Any,
+    arguments: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=layout.world_size)
-        context = ParallelContext.of_process_group(layout, torch.device("cpu"))
+        context = ParallelContext.of_process_group(layout, torch.device("cpu"), shared_memory=shared_memory)
         value = _guarded(function, context, arguments)
         context.world.barrier()
         # As bytes: a tensor would travel as a handle that dies with this process.

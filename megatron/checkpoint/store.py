@@ -94,7 +94,6 @@ def save_checkpoint(
     e.g. {"vocab.txt": Path(...)}. A checkpoint of the same iteration is replaced.
     Raises `UserError` on all ranks if it cannot be written; the earlier checkpoints stay as they are.
     """
-    assert context.pipeline.size == 1, "whole-tensor checkpoints are written by one pipeline stage"
     target = folder / f"iter_{iteration:07d}"
     temporary = folder / f".{target.name}.tmp"
 
@@ -165,14 +164,17 @@ def load_tensors(
     Raises `UserError` on all ranks if the file is damaged or belongs to another model; then nothing was copied.
     """
     _decide(context, lambda: verify_content(path))
+    known: dict[str, tuple[int, ...]] = {}
+    for stage in context.pipeline.gather_objects({name: part.shard.global_shape for name, part in into.items()}):
+        known |= stage
     with context.together(), _open(path) as file:
         shapes = _shapes(file)
-        _compare(path, shapes, into, what, may_lack, may_hold)
+        _compare(path, shapes, known, what, may_lack, may_hold)
         with torch.no_grad():
             for name, part in into.items():
                 if name in shapes:
                     part.shard.of_local(part.tensor).copy_(_read_rectangle(file, name, part.shard))
-    return tuple(name for name in into if name not in shapes)
+    return tuple(name for name in known if name not in shapes)
 
 
 def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -211,18 +213,18 @@ def _read_rectangle(file: safe_open, name: str, shard: ShardSpec) -> torch.Tenso
 def _compare(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    into: Mapping[str, NamedTensor],
+    known: Mapping[str, tuple[int, ...]],
     what: str,
     may_lack: tuple[str, ...],
     may_hold: tuple[str, ...],
 ) -> None:
     problems = {
-        "missing": [name for name in into if name not in shapes and not name.startswith(may_lack)],
-        "unexpected": [name for name in shapes if name not in into and not name.startswith(may_hold)],
+        "missing": [name for name in known if name not in shapes and not name.startswith(may_lack)],
+        "unexpected": [name for name in shapes if name not in known and not name.startswith(may_hold)],
         "of another shape": [
-            f"{name} {list(shapes[name])} instead of {list(part.shard.global_shape)}"
-            for name, part in into.items()
-            if name in shapes and shapes[name] != part.shard.global_shape
+            f"{name} {list(shapes[name])} instead of {list(shape)}"
+            for name, shape in known.items()
+            if name in shapes and shapes[name] != shape
         ],
     }
     found = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
@@ -236,12 +238,22 @@ def _first(names: list[str], limit: int = 3) -> str:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, NamedTensor], context: ParallelContext) -> None:
-    """Gather the tensors one by one over the first tensor-parallel group; rank 0 writes them in order of name."""
-    names = sorted(tensors) if context.data.rank == 0 else []
-    wholes = ((name, _whole(tensors[name], context)) for name in names)
+    """Collect the tensors one by one on rank 0, which writes them in order of name.
+
+    The stage that holds a tensor gathers it over its first tensor-parallel group and sends it to the first stage.
+    """
+    described = {
+        name: (part.shard.global_shape, part.tensor.dtype)
+        for name, part in tensors.items()
+        if not (part.shard.tied and context.embedding.rank > 0)
+    }
+    stages = context.pipeline.gather_objects(described)
+    shapes = dict(sorted((name, shape) for stage in stages for name, shape in stage.items()))
+    holder = {name: number for number, stage in enumerate(stages) for name in stage}
+    names = list(shapes) if context.data.rank == 0 else []
+    wholes = ((name, _collected(name, shapes[name], holder[name], tensors, context)) for name in names)
 
     def write() -> None:
-        shapes = {name: (tensors[name].shard.global_shape, tensors[name].tensor.dtype) for name in names}
         with durable_file(path) as file:
             writer = TensorWriter(file, shapes)
             for name, tensor in wholes:
@@ -254,6 +266,27 @@ def _write_tensors(path: Path, tensors: Mapping[str, NamedTensor], context: Para
         finally:
             for _ in wholes:  # the other ranks of the group are in these collectives, also if writing failed
                 pass
+
+
+def _collected(
+    name: str,
+    shape: tuple[tuple[int, ...], torch.dtype],
+    stage: int,
+    tensors: Mapping[str, NamedTensor],
+    context: ParallelContext,
+) -> torch.Tensor:
+    """A whole tensor on the first rank; on others what they have of it."""
+    pipeline = context.pipeline
+    if pipeline.rank == stage:
+        tensor = _whole(tensors[name], context)
+        if stage > 0 and context.tensor.rank == 0:
+            pipeline.start_send(tensor.contiguous(), 0).wait()
+        return tensor
+    if not context.is_main:
+        return torch.empty(0)
+    tensor = torch.empty(shape[0], dtype=shape[1], device=context.device)
+    pipeline.start_receive(tensor, stage).wait()
+    return tensor
 
 
 def _whole(part: NamedTensor, context: ParallelContext) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.config import ModelConfig
+from megatron.model.parts import ModelPart, Recompute, whole
 from megatron.model.transformer import Encoder, activation_function
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
@@ -23,7 +24,8 @@ from megatron.mpu.layers import (
     VocabParallelEmbedding,
     vocabulary_logits,
 )
-from megatron.mpu.random import DropoutKeys, site_key
+from megatron.mpu.random import DropoutKeys, local_rows, site_key
+from megatron.mpu.regions import gather_from_sequence_region
 from megatron.mpu.sharding import shard_of
 from megatron.ops.attention import padding_bias
 from megatron.ops.dropout import dropout
@@ -33,23 +35,31 @@ EMBEDDING_SITE, TASK_HEAD_SITE = site_key(-1, 0), site_key(-1, 1)
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position, token-type and (ERNIE) task-type embeddings: ids [b, s] -> [s, b, h]."""
+    """Sum of word, position, token-type and (ERNIE) task-type embeddings: ids [b, s] -> [s, b, h].
 
-    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+    Under sequence parallelism the result is this rank's [s / tp, b, h].
+    """
+
+    def __init__(self, config: ModelConfig, context: ParallelContext, *, tied: bool) -> None:
+        """tied: whether the last of several pipeline stages holds the word table too."""
         super().__init__()
         h, std = config.hidden_size, config.init_method_std
-        self.word_embeddings = VocabParallelEmbedding(config.vocab_size, h, context, std=std)
-        self.position_embeddings = Embedding(config.max_position_embeddings, h, std=std)
-        self.token_type_embeddings = Embedding(config.type_vocab_size, h, std=std)
+        self.context = context
+        self.word_embeddings = VocabParallelEmbedding(config.vocab_size, h, context, std=std, tied=tied)
+        self.position_embeddings = Embedding(config.max_position_embeddings, h, context, std=std)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, h, context, std=std)
         self.task_type_embeddings = (
-            Embedding(config.task_type_vocab_size, h, std=std) if config.task_type_vocab_size else None
+            Embedding(config.task_type_vocab_size, h, context, std=std) if config.task_type_vocab_size else None
         )
-        self.layernorm = LayerNorm(h, config.layernorm_epsilon) if config.architecture == "bert" else None
+        self.layernorm = None
+        if config.architecture == "bert":
+            self.layernorm = LayerNorm(h, config.layernorm_epsilon, partial=context.sequence_parallel)
         self.probability = config.hidden_dropout
 
     def forward(self, tokens: Tensor, token_types: Tensor, keys: DropoutKeys | None) -> Tensor:
-        x = self.word_embeddings(tokens.t()) + self.token_type_embeddings(token_types.t())
-        x = x + self.position_embeddings.weight[: tokens.shape[1], None]
+        rows = local_rows(tokens.shape[1], self.context)
+        x = self.word_embeddings(tokens.t()) + self.token_type_embeddings(token_types.t()[rows])
+        x = x + self.position_embeddings.weight[rows, None]
         if self.task_type_embeddings is not None:
             x = x + self.task_type_embeddings.weight[0]
         if self.layernorm is not None:
@@ -82,18 +92,61 @@ class LMHead(nn.Module):
         return self.layernorm(self.activation(self.dense(x)))
 
 
-class BertEncoder(nn.Module):
-    """Embeddings and encoder: what the heads of every model stand on."""
+class WordTable(nn.Module):
+    """The word table alone, on a last stage that does not hold the other embeddings; under the same global name."""
 
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
         super().__init__()
-        self.embeddings = Embeddings(config, context)
-        self.encoder = Encoder(config, context)
+        std = config.init_method_std
+        self.word_embeddings = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, context, std=std, tied=True
+        )
 
-    def hidden_states(self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None) -> Tensor:
-        """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding. Returns [s, b, h]."""
-        x = self.embeddings(tokens, token_types, keys)
-        return self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
+
+class BertEncoder(nn.Module):
+    """A part of embeddings and encoder: what the heads of every model stand on."""
+
+    def __init__(
+        self, config: ModelConfig, context: ParallelContext, part: ModelPart | None, recompute: Recompute, *, tied: bool
+    ) -> None:
+        """part: None for the whole model. tied: whether a head uses the word table."""
+        super().__init__()
+        self.context = context
+        self.part = part or whole(config)
+        self.embeddings: Embeddings | WordTable | None = None
+        if self.part.has_embeddings:
+            self.embeddings = Embeddings(config, context, tied=tied and not self.part.has_heads)
+        elif self.part.has_heads and tied:
+            self.embeddings = WordTable(config, context)
+        self.encoder = Encoder(config, context, self.part, recompute)
+
+    def hidden_states(
+        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None, x: Tensor | None = None
+    ) -> Tensor:
+        """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding.
+
+        x: what the part before gave, None for the first. Returns [s, b, h]; of a part before the last under sequence
+        parallelism [s / tp, b, h].
+        """
+        if isinstance(self.embeddings, Embeddings):
+            x = self.embeddings(tokens, token_types, keys)
+        assert x is not None
+        x = self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
+        if self.part.has_heads and self.context.sequence_parallel:
+            x = gather_from_sequence_region(x, self.context.tensor)
+        return x
+
+    def units(self) -> list[nn.Module]:
+        """The modules that a forward calls one after another."""
+        heads = [child for name, child in self.named_children() if name not in ("embeddings", "encoder")]
+        called = [self.embeddings, *self.encoder.layers.values(), self.encoder.final_layernorm, *heads]
+        return [unit for unit in called if unit is not None]
+
+    @property
+    def word_table(self) -> nn.Parameter:
+        """This rank's rows of the word table. Only with embeddings or a head that uses it."""
+        assert self.embeddings is not None
+        return self.embeddings.word_embeddings.weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +163,18 @@ class LossSums:
 
 
 class BertForPreTraining(BertEncoder):
-    """The encoder with masked-language-model and sentence-order heads."""
+    """The encoder with masked-language-model and sentence-order heads, or a part of it."""
 
-    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
-        super().__init__(config, context)
-        self.context = context
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: ParallelContext,
+        part: ModelPart | None = None,
+        recompute: Recompute = Recompute(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(config, context, part, recompute, tied=True)
+        if not self.part.has_heads:
+            return
         self.lm_head = LMHead(config, context)
         binary_head = not config.bert_no_binary_head
         self.pooler = Pooler(config) if binary_head else None
@@ -129,15 +189,18 @@ class BertForPreTraining(BertEncoder):
         masked_labels: Tensor,
         sop_labels: Tensor,
         keys: DropoutKeys | None,
-    ) -> LossSums:
+        x: Tensor | None = None,
+    ) -> LossSums | Tensor:
         """Loss sums of a micro-batch. tokens, token_types: int64 [b, s]; lengths, sop_labels: int64 [b].
 
         masked_positions: int64 [m], row * s + column of each token to predict; masked_labels: int64 [m]. The head is
-        computed at these positions only.
+        computed at these positions only. x: what the part before gave; a part before the last returns hidden states.
         """
-        x = self.hidden_states(tokens, token_types, lengths, keys)
+        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        if not self.part.has_heads:
+            return x
         logits = self.mlm_logits(x, masked_positions)
-        start = shard_of(self.embeddings.word_embeddings.weight).start
+        start = shard_of(self.word_table).start
         losses, hits = vocab_parallel_cross_entropy(logits, masked_labels, start, self.context.tensor)
         sop = sop_hits = torch.zeros((), device=x.device)
         if self.binary_head is not None:
@@ -151,8 +214,7 @@ class BertForPreTraining(BertEncoder):
         s, b, h = x.shape
         rows, columns = positions // s, positions % s
         masked = x.reshape(s * b, h).index_select(0, columns * b + rows)
-        table = self.embeddings.word_embeddings.weight
-        return vocabulary_logits(self.lm_head(masked), table, self.lm_head.bias, self.context)
+        return vocabulary_logits(self.lm_head(masked), self.word_table, self.lm_head.bias, self.context)
 
     def sop_logits(self, x: Tensor) -> Tensor:
         """Logits of "in order" and "swapped": [b, 2]. Only with the binary head."""
@@ -161,18 +223,31 @@ class BertForPreTraining(BertEncoder):
 
 
 class BertForTask(BertEncoder):
-    """The encoder with a head for a downstream task."""
+    """The encoder with a head for a downstream task, or a part of it."""
 
-    def __init__(self, config: ModelConfig, context: ParallelContext, *, num_outputs: int, dropout: float) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: ParallelContext,
+        part: ModelPart | None = None,
+        recompute: Recompute = Recompute(),  # noqa: B008 (frozen)
+        *,
+        num_outputs: int,
+        dropout: float,
+    ) -> None:
         """num_outputs: logits of a sample; dropout: probability before the head."""
-        super().__init__(config, context)
-        self.pooler = Pooler(config)
-        self.task_head = Linear(config.hidden_size, num_outputs, std=config.init_method_std)
+        super().__init__(config, context, part, recompute, tied=False)
         self.probability = dropout
+        if self.part.has_heads:
+            self.pooler = Pooler(config)
+            self.task_head = Linear(config.hidden_size, num_outputs, std=config.init_method_std)
 
-    def forward(self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None) -> Tensor:
-        """Classification logits, fp32 [b, num_outputs]. Arguments as in `BertEncoder.hidden_states`."""
-        pooled = self.pooler(self.hidden_states(tokens, token_types, lengths, keys))
-        # The first b hidden keys are those of position 0, whose state is pooled.
-        first = None if keys is None else keys.hidden[: tokens.shape[0]]
-        return self.task_head(dropout(pooled, self.probability, first, TASK_HEAD_SITE)).float()
+    def forward(
+        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None, x: Tensor | None = None
+    ) -> Tensor:
+        """Classification logits, fp32 [b, num_outputs], or hidden states. As in `BertEncoder.hidden_states`."""
+        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        if not self.part.has_heads:
+            return x
+        pooled = dropout(self.pooler(x), self.probability, None if keys is None else keys.first, TASK_HEAD_SITE)
+        return self.task_head(pooled).float()

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.config import ModelConfig
+from megatron.model.parts import ModelPart, Recompute, recomputed
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.layers import ColumnParallelLinear, LayerNorm, RowParallelLinear, local_heads
-from megatron.mpu.random import DropoutKeys, site_key
+from megatron.mpu.layers import ColumnParallelLinear, LayerNorm, RowParallelLinear
+from megatron.mpu.random import DropoutKeys, local_heads, site_key
 from megatron.ops.attention import attention
 from megatron.ops.dropout import dropout
 
@@ -42,8 +43,9 @@ def output_std(config: ModelConfig) -> float:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h]."""
 
-    def __init__(self, config: ModelConfig, context: ParallelContext, number: int) -> None:
+    def __init__(self, config: ModelConfig, context: ParallelContext, number: int, *, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
         self.heads = local_heads(config.num_attention_heads, context)[1]
         self.head_size = config.head_size
         self.probability = config.attention_dropout
@@ -53,16 +55,15 @@ class SelfAttention(nn.Module):
         self.dense = RowParallelLinear(h, h, context, std=output_std(config))
 
     def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
-        s, b, _ = x.shape
-        qkv = self.query_key_value(x).view(s, b, self.heads, 3, self.head_size)
-        mixed = attention(
-            qkv,
-            bias,
+        qkv = self.query_key_value(x)
+        qkv = qkv.view(*qkv.shape[:2], self.heads, 3, self.head_size)
+        core = partial(
+            attention,
             probability=self.probability,
             keys=None if keys is None else keys.attention,
             site_key=self.site,
         )
-        return self.dense(mixed)
+        return self.dense(recomputed(core, qkv, bias) if self.recompute else core(qkv, bias))
 
 
 class MLP(nn.Module):
@@ -80,21 +81,24 @@ class MLP(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """One layer: [s, b, h] -> [s, b, h].
+    """One layer: [s, b, h] -> [s, b, h]; under sequence parallelism [s / tp, b, h] -> [s / tp, b, h].
 
     megatron-bert normalises what enters a block and leaves the residual stream alone (arXiv 1909.08053); bert
     normalises the sum of the stream and the block's output (arXiv 1810.04805).
     """
 
-    def __init__(self, config: ModelConfig, context: ParallelContext, number: int) -> None:
+    def __init__(
+        self, config: ModelConfig, context: ParallelContext, number: int, *, recompute_attention: bool
+    ) -> None:
         super().__init__()
         self.norm_first = config.architecture == "megatron-bert"
         self.probability = config.hidden_dropout
         self.attention_site = site_key(number, ATTENTION_OUTPUT_SITE)
         self.mlp_site = site_key(number, MLP_OUTPUT_SITE)
-        self.attention_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
-        self.attention = SelfAttention(config, context, number)
-        self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        partial_sums = context.sequence_parallel
+        self.attention_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
+        self.attention = SelfAttention(config, context, number, recompute=recompute_attention)
+        self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
         self.mlp = MLP(config, context)
 
     def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
@@ -111,18 +115,33 @@ class TransformerLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers; megatron-bert ends with one more LayerNorm."""
+    """A part's stack of layers; megatron-bert ends with one more LayerNorm."""
 
-    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+    def __init__(self, config: ModelConfig, context: ParallelContext, part: ModelPart, recompute: Recompute) -> None:
         super().__init__()
+        self.recompute = recompute
+        in_attention = recompute.granularity == "selective"
         # Keyed by the layer's number in the whole model, so that names are global.
         self.layers = nn.ModuleDict(
-            {str(number): TransformerLayer(config, context, number) for number in range(config.num_layers)}
+            {
+                str(number): TransformerLayer(config, context, number, recompute_attention=in_attention)
+                for number in range(part.first, part.stop)
+            }
         )
-        norm_first = config.architecture == "megatron-bert"
-        self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon) if norm_first else None
+        self.final_layernorm = None
+        if config.architecture == "megatron-bert" and part.has_heads:
+            partial_sums = context.sequence_parallel
+            self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
 
     def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
-        for layer in self.layers.values():
-            x = layer(x, bias, keys)
+        for numbers, again in self.recompute.stretches(list(self.layers)):
+            if again:
+                x = recomputed(self._through, numbers, x, bias, keys)
+            else:
+                x = self._through(numbers, x, bias, keys)
         return x if self.final_layernorm is None else self.final_layernorm(x)
+
+    def _through(self, numbers: list[str], x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+        for number in numbers:
+            x = self.layers[number](x, bias, keys)
+        return x

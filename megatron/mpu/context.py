@@ -1,7 +1,6 @@
-"""The processes of a run: who I am, which groups I am in, and every collective operation.
+"""The processes of a run: who I am, which groups I am in, on which device.
 
-This is the only module that calls torch.distributed and reads torchrun's environment. A group of one process needs
-no process group: its operations do nothing.
+This is the only module that reads torchrun's environment.
 """
 
 from __future__ import annotations
@@ -11,72 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from megatron.errors import UserError
+from megatron.mpu.group import Activity, Group, Traffic
 from megatron.mpu.layout import Layout, layout_of_world
-
-_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Processes that communicate along one axis. `rank` is this process's place in it."""
-
-    name: str
-    rank: int = 0
-    size: int = 1
-    handle: dist.ProcessGroup | None = field(default=None, repr=False)
-
-    def all_reduce_(self, tensor: torch.Tensor, operation: Literal["sum", "max", "min"] = "sum") -> torch.Tensor:
-        """Reduce `tensor` over the group, in place; returns it."""
-        if self.size > 1:
-            dist.all_reduce(tensor, op=_OPERATIONS[operation], group=self.handle)
-        return tensor
-
-    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """The equally shaped tensors of all members, concatenated along `dim` in order of rank."""
-        if self.size == 1:
-            return tensor
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous(), group=self.handle)
-        return torch.cat(parts, dim)
-
-    def broadcast_(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """Copy the tensor of member `source` to all, in place; returns it."""
-        if self.size > 1:
-            dist.broadcast(tensor, group=self.handle, group_src=source)
-        return tensor
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """The values of all members, in order of rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.handle)
-        return values
-
-    def broadcast_object(self, value: Any, source: int = 0) -> Any:
-        """The value of member `source`."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, group=self.handle, group_src=source)
-        return box[0]
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set on any member; the same answer on all."""
-        if self.size == 1:
-            return flag
-        return bool(self.all_reduce_(torch.tensor([float(flag)], device=device), "max").item())
-
-    def barrier(self) -> None:
-        """Wait until all members are here."""
-        if self.size > 1:
-            dist.barrier(group=self.handle)
+from megatron.mpu.shared_memory import open_shared_group
 
 
 def launched_processes() -> int:
@@ -86,7 +28,11 @@ def launched_processes() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelContext:
-    """This process's place in the layout, its groups and its device. Handed to whatever depends on the layout."""
+    """This process's place in the layout, its groups and its device. Handed to whatever depends on the layout.
+
+    embedding: the first and the last stage, which both hold the word table; of size 1 elsewhere. sequence_parallel:
+    whether what is replicated over the tensor group outside its linear layers is divided along the sequence instead.
+    """
 
     layout: Layout = field(default_factory=Layout)
     rank: int = 0
@@ -94,6 +40,8 @@ class ParallelContext:
     tensor: Group = field(default_factory=lambda: Group(name="tensor"))
     data: Group = field(default_factory=lambda: Group(name="data"))
     pipeline: Group = field(default_factory=lambda: Group(name="pipeline"))
+    embedding: Group = field(default_factory=lambda: Group(name="embedding"))
+    sequence_parallel: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
@@ -107,6 +55,7 @@ class ParallelContext:
         *,
         tensor: int = 1,
         pipeline: int = 1,
+        sequence_parallel: bool = False,
         backend: Literal["auto", "gloo", "nccl"] = "auto",
         timeout_minutes: float = 10.0,
     ) -> ParallelContext:
@@ -124,30 +73,64 @@ class ParallelContext:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
-        return cls.of_process_group(layout, device)
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        return cls.of_process_group(layout, device, sequence_parallel=sequence_parallel, timeout=timeout)
 
     @classmethod
-    def of_process_group(cls, layout: Layout, device: torch.device) -> ParallelContext:
-        """The context over an initialised default process group of `layout.world_size` processes."""
-        mesh = dist.init_device_mesh(
-            device.type,
-            (layout.pipeline, layout.data, layout.tensor),
-            mesh_dim_names=("pipeline", "data", "tensor"),
-        )
+    def of_process_group(
+        cls,
+        layout: Layout,
+        device: torch.device,
+        *,
+        sequence_parallel: bool = False,
+        timeout: datetime.timedelta = datetime.timedelta(minutes=10),
+        shared_memory: bool = True,
+    ) -> ParallelContext:
+        """The context over an initialised default process group of `layout.world_size` processes.
 
-        def group(name: str, size: int) -> Group:
-            handle = mesh.get_group(name)
-            return Group(name=name, rank=dist.get_rank(handle), size=size, handle=handle)
-
+        shared_memory: let CPU processes of one host reduce through memory instead of the network.
+        """
         rank = dist.get_rank()
+        traffic, activity = Traffic(), Activity()
+
+        def group(name: str, ranks: tuple[int, ...], *, reduces: bool) -> Group:
+            if len(ranks) == 1 or rank not in ranks:
+                return Group(name=name, ranks=(rank,))
+            # Members alone make their group, in the same order of axes everywhere, so that no one waits in a circle.
+            handle = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+            shared = None
+            if reduces and shared_memory and device.type == "cpu" and dist.get_backend() == "gloo":
+                shared = open_shared_group(handle, timeout_seconds=timeout.total_seconds())
+            return Group(
+                name=name,
+                rank=ranks.index(rank),
+                size=len(ranks),
+                ranks=ranks,
+                handle=handle,
+                shared=shared,
+                traffic=traffic,
+                activity=activity,
+            )
+
+        stages = layout.members("pipeline", rank)
         return cls(
             layout=layout,
             rank=rank,
-            world=Group(name="world", rank=rank, size=layout.world_size, handle=dist.group.WORLD),
-            tensor=group("tensor", layout.tensor),
-            data=group("data", layout.data),
-            pipeline=group("pipeline", layout.pipeline),
+            world=Group(
+                name="world",
+                rank=rank,
+                size=layout.world_size,
+                ranks=tuple(range(layout.world_size)),
+                handle=dist.group.WORLD,
+                traffic=traffic,
+                activity=activity,
+            ),
+            tensor=group("tensor", layout.members("tensor", rank), reduces=True),
+            data=group("data", layout.members("data", rank), reduces=True),
+            pipeline=group("pipeline", stages, reduces=False),
+            embedding=group("embedding", (stages[0], stages[-1]) if len(stages) > 1 else (rank,), reduces=True),
+            sequence_parallel=sequence_parallel and layout.tensor > 1,
             device=device,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.mpu.context import Group
+from megatron.mpu.group import Group
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):

@@ -1,106 +1,294 @@
-"""Parameters and gradients in flat fp32 buffers: reduction over data-parallel ranks, and the norm.
+"""Parameters and gradients in flat buckets: their reduction over data-parallel ranks, and the norm.
 
-A buffer has four segments in a row: parameters with weight decay, then those without, each first the replicated
-ones, then those divided over the tensor group. Masters and gradients share the offsets.
+Buckets are filled in the order in which the backward finishes with the parameters, and the reduction of a bucket
+starts when the last gradient of its parameters is there. With ZeRO-1 (Rajbhandari et al., arXiv 1910.02054) a
+data-parallel rank owns one of equal parts of each bucket: gradients are reduce-scattered, the owner updates its part,
+and the weights are all-gathered while the next forward begins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import shard_of
+from megatron.mpu.group import DONE, Pending
+from megatron.mpu.sharding import ShardSpec, shard_of
 
 _ALIGNMENT = 16  # elements: a parameter starts on a cache line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A stretch of the buffers whose parameters are treated alike."""
+class Run:
+    """A stretch of a rank's own part of a bucket whose elements are treated alike.
 
-    decay: bool
-    divided: bool
+    decay: with weight decay; counted: in the norm by this rank; partial: summed over the tensor group (`ShardSpec`).
+    """
+
     start: int
     stop: int
+    decay: bool
+    counted: bool
+    partial: bool
+
+
+@dataclass(kw_only=True)
+class Bucket:
+    """Some parameters side by side. weights [n], in the dtype of computation; gradients: fp32 [n].
+
+    own: the part that this rank updates, all of it without ZeRO. masters: fp32, the own part; in fp32 part of weights.
+    tied: the bucket of a tensor that two pipeline stages hold.
+    """
+
+    names: tuple[str, ...]
+    weights: Tensor
+    gradients: Tensor
+    masters: Tensor
+    own: slice
+    runs: tuple[Run, ...]
+    tied: bool
+    missing: int = 0
+    reducing: Pending = DONE
+    gathering: Pending = DONE
+
+    @property
+    def own_gradients(self) -> Tensor:
+        """The part of the gradients that this rank updates with."""
+        return self.gradients[self.own]
 
 
 class FlatParameters:
-    """The parameters of a module moved into flat buffers.
+    """The parameters of some modules moved into buckets.
 
-    masters, gradients: fp32 [n]. In fp32 the module's parameters are views of `masters` and autograd adds into
-    `gradients`; in 16 bits the module computes with a flat copy and its gradients are added in fp32 as they appear.
+    In fp32 the modules' gradients are views of the buckets; in 16 bits they are added to them in fp32 as they appear.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, context: ParallelContext) -> None:
-        """Moves the module to the context's device. Decay: all parameters of two or more dimensions."""
-        self.context = context
-        self.dtype = dtype
-        named = list(module.named_parameters())
-        self.segments: list[Segment] = []
-        self._places: dict[str, tuple[int, torch.Size]] = {}
-        offset = 0
-        for decay in (True, False):
-            for divided in (False, True):
-                start = offset
-                for name, parameter in named:
-                    is_divided = shard_of(parameter).dim is not None
-                    if (parameter.dim() >= 2, is_divided) == (decay, divided):
-                        self._places[name] = (offset, parameter.shape)
-                        offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-                self.segments.append(Segment(decay=decay, divided=divided, start=start, stop=offset))
-        device = context.device
-        self.masters = torch.zeros(offset, device=device)
-        self.gradients = torch.zeros(offset, device=device)
-        self._compute = self.masters if dtype == torch.float32 else torch.zeros(offset, dtype=dtype, device=device)
-        for name, parameter in named:
-            self.of(name, self.masters).copy_(parameter.data)
-            parameter.data = self.of(name, self._compute)
-            self._collect_gradient(parameter, self.of(name, self.gradients))
-        self.publish()
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        dtype: torch.dtype,
+        context: ParallelContext,
+        *,
+        sharded: bool = False,
+        bucket_size: int = 40_000_000,
+        units: Sequence[nn.Module] = (),
+    ) -> None:
+        """Moves the modules to the context's device. Decay: all parameters of two or more dimensions.
 
-    def of(self, name: str, buffer: Tensor) -> Tensor:
-        """The part of a flat buffer that belongs to a parameter, in its local shape (a view)."""
-        offset, shape = self._places[name]
-        return buffer[offset : offset + shape.numel()].view(shape)
+        sharded: ZeRO-1. bucket_size: elements at which a bucket is closed. units: parts of the modules that are called
+        one after another; a call waits for the weights that are still being gathered.
+        """
+        self.context, self.dtype = context, dtype
+        self.sharded = sharded and context.data.size > 1
+        self._next = 0
+        self.shards: dict[str, ShardSpec] = {}
+        self._places: dict[str, tuple[int, int, torch.Size]] = {}  # bucket, offset in it, local shape
+        self._home: dict[nn.Parameter, Bucket] = {}
+        named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
+        self.buckets = [self._new_bucket(number, group) for number, group in enumerate(_grouped(named, bucket_size))]
+        self._places = {name: self._places[name] for m in modules for name, _ in m.named_parameters()}  # in their order
+        for unit in units if self.sharded else ():
+            self._wait_before(unit)
 
     @property
     def names(self) -> list[str]:
         """Global names of the parameters."""
         return list(self._places)
 
+    def views(self, wholes: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The parameters' parts of one tensor [n] a bucket, by name, in their local shapes."""
+        return {
+            name: wholes[number][offset : offset + shape.numel()].view(shape)
+            for name, (number, offset, shape) in self._places.items()
+        }
+
+    def gathered(self, owned: Sequence[Tensor]) -> list[Tensor]:
+        """Whole buckets from the own parts of all data-parallel ranks; without ZeRO the tensors themselves."""
+        if not self.sharded:
+            return list(owned)
+        wholes = [part.new_empty(bucket.weights.numel()) for bucket, part in zip(self.buckets, owned, strict=True)]
+        for whole, part in zip(wholes, owned, strict=True):
+            self.context.data.start_all_gather(whole, part).wait()
+        return wholes
+
+    def take_own(self, owned: Sequence[Tensor], wholes: Sequence[Tensor]) -> None:
+        """Copy the own parts from whole buckets that `gathered` gave and that were changed since."""
+        if self.sharded:
+            for bucket, part, whole in zip(self.buckets, owned, wholes, strict=True):
+                part.copy_(whole[bucket.own])
+
     def publish(self) -> None:
-        """Give the masters' values to the module."""
-        if self._compute is not self.masters:
-            self._compute.copy_(self.masters)
+        """Give the masters' values to the modules of all ranks; ZeRO gathers in the order of the next forward."""
+        for bucket in reversed(self.buckets):
+            if bucket.masters.data_ptr() != bucket.weights[bucket.own].data_ptr():
+                bucket.weights[bucket.own].copy_(bucket.masters)
+            if self.sharded:
+                bucket.gathering = self.context.data.start_all_gather(bucket.weights, bucket.weights[bucket.own])
 
-    def zero_gradients(self) -> None:
-        """Forget the gradients."""
-        self.gradients.zero_()
+    def wait_for_weights(self) -> None:
+        """Wait until the modules have all weights that `publish` gave."""
+        for bucket in self.buckets:
+            _wait_for_weights(bucket)
 
-    def reduce_gradients(self) -> None:
-        """Sum the gradients over data-parallel ranks."""
-        self.context.data.all_reduce_(self.gradients)
+    def begin_step(self, micro_batches: int) -> None:
+        """Forget the gradients; the next backwards are those of `micro_batches` micro-batches."""
+        self._next = 0
+        for bucket in self.buckets:
+            bucket.gradients.zero_()
+            bucket.missing = len(bucket.names) * micro_batches
+
+    def finish_reduction(self) -> None:
+        """Wait until the own parts of the gradients are summed over all ranks that have summands."""
+        while self._next < len(self.buckets):
+            self._start_reduction()
+        for bucket in self.buckets:
+            bucket.reducing.wait()
+            bucket.reducing = DONE
+            if bucket.tied:
+                self.context.embedding.all_reduce_(bucket.own_gradients)
+        parts = [bucket.own_gradients[run.start : run.stop] for bucket, run in self._runs() if run.partial]
+        if parts:
+            joined = self.context.tensor.all_reduce_(torch.cat(parts))
+            for part, total in zip(parts, joined.split([part.numel() for part in parts]), strict=True):
+                part.copy_(total)
 
     def gradient_norm(self) -> float:
         """Euclidean norm of the whole model's gradient, each element of a global tensor counted once; in fp64."""
-        squares = torch.zeros(2, dtype=torch.float64, device=self.gradients.device)
-        for segment in self.segments:
-            part = self.gradients[segment.start : segment.stop]
-            squares[int(segment.divided)] += torch.linalg.vector_norm(part, dtype=torch.float64) ** 2
-        divided = self.context.tensor.all_reduce_(squares[1:].clone())
-        return float((squares[0] + divided[0]).sqrt())
+        squares = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        for bucket, run in self._runs():
+            if run.counted:
+                part = bucket.own_gradients[run.start : run.stop]
+                squares += torch.linalg.vector_norm(part, dtype=torch.float64) ** 2
+        self.context.tensor.all_reduce_(squares)
+        self.context.pipeline.all_reduce_(squares)
+        if self.sharded:
+            self.context.data.all_reduce_(squares)
+        return float(squares.sqrt())
 
-    def _collect_gradient(self, parameter: nn.Parameter, total: Tensor) -> None:
+    def _runs(self) -> list[tuple[Bucket, Run]]:
+        return [(bucket, run) for bucket in self.buckets for run in bucket.runs]
+
+    def _new_bucket(self, number: int, named: Sequence[tuple[str, nn.Parameter]]) -> Bucket:
+        context = self.context
+        tied = any(shard_of(parameter).tied for _, parameter in named)
+        counted_here = not tied or context.embedding.rank == 0
+        kinds = {name: _kind(parameter) for name, parameter in named}
+        offset = 0
+        stretches = []
+        for kind in sorted(set(kinds.values())):
+            start = offset
+            for name, parameter in named:
+                if kinds[name] == kind:
+                    self._places[name] = (number, offset, parameter.shape)
+                    offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+            decay, divided, partial = kind
+            counted = counted_here and (divided or context.tensor.rank == 0)
+            stretches.append((start, offset, decay, counted, partial))
+        share = -(-offset // context.data.size // _ALIGNMENT) * _ALIGNMENT if self.sharded else offset
+        own = slice(share * context.data.rank, share * (context.data.rank + 1)) if self.sharded else slice(0, share)
+        size = share * context.data.size if self.sharded else share
+        weights = torch.zeros(size, dtype=self.dtype, device=context.device)
+        gradients = torch.zeros(size, device=context.device)
+        runs = tuple(
+            Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
+            for start, stop, decay, counted, partial in stretches
+            if (low := max(start, own.start)) < (high := min(stop, own.stop))
+        )
+        initial = torch.zeros(size, device=context.device) if self.dtype != torch.float32 else weights
+        for name, parameter in named:
+            _, start, shape = self._places[name]
+            place = slice(start, start + shape.numel())
+            initial[place].view(shape).copy_(parameter.data)
+            weights[place].view(shape).copy_(parameter.data)
+            parameter.data = weights[place].view(shape)
+            self.shards[name] = shard_of(parameter)
+        masters = initial[own] if self.dtype == torch.float32 or not self.sharded else initial[own].clone()
+        bucket = Bucket(
+            names=tuple(name for name, _ in named),
+            weights=weights,
+            gradients=gradients,
+            masters=masters,
+            own=own,
+            runs=runs,
+            tied=tied,
+        )
+        for name, parameter in named:
+            _, start, shape = self._places[name]
+            self._home[parameter] = bucket
+            self._collect(bucket, parameter, gradients[start : start + shape.numel()].view(shape))
+        return bucket
+
+    def _collect(self, bucket: Bucket, parameter: nn.Parameter, total: Tensor) -> None:
+        """Lead the gradients of a parameter, from autograd and from elsewhere, into their place."""
         if self.dtype == torch.float32:
             parameter.grad = total
-            return
 
-        def add(p: Tensor) -> None:
-            if p.grad is not None:
+        def arrived(p: Tensor) -> None:
+            if p.grad is not None and p.grad is not total:
                 total.add_(p.grad)
                 p.grad = None
+            self._arrived(bucket)
 
-        parameter.register_post_accumulate_grad_hook(add)
+        def add(gradient: Tensor) -> None:
+            total.add_(gradient)
+            self._arrived(bucket)
+
+        parameter.register_post_accumulate_grad_hook(arrived)
+        parameter.sink = add  # type: ignore[attr-defined]
+
+    def _arrived(self, bucket: Bucket) -> None:
+        bucket.missing -= 1
+        # In the order of the buckets, which is the same on all ranks.
+        while self._next < len(self.buckets) and self.buckets[self._next].missing == 0:
+            self._start_reduction()
+
+    def _start_reduction(self) -> None:
+        bucket = self.buckets[self._next]
+        self._next += 1
+        data = self.context.data
+        if self.sharded:
+            bucket.reducing = data.start_reduce_scatter(bucket.own_gradients, bucket.gradients)
+        else:
+            bucket.reducing = data.start_all_reduce_(bucket.gradients)
+
+    def _wait_before(self, unit: nn.Module) -> None:
+        """Let a unit's forward wait for its own weights, and for the table that a stage's head may share."""
+        own = {id(self._home[parameter]) for parameter in unit.parameters()}
+        waited = [bucket for bucket in self.buckets if bucket.tied or id(bucket) in own]
+
+        def wait(module: nn.Module, arguments: object) -> None:
+            for bucket in waited:
+                _wait_for_weights(bucket)
+
+        unit.register_forward_pre_hook(wait)
+
+
+def _kind(parameter: nn.Parameter) -> tuple[bool, bool, bool]:
+    """(decay, divided, partial) of a parameter."""
+    shard = shard_of(parameter)
+    return parameter.dim() >= 2, shard.dim is not None, shard.partial
+
+
+def _grouped(named: Sequence[tuple[str, nn.Parameter]], size: int) -> list[list[tuple[str, nn.Parameter]]]:
+    """Parameters in groups of about `size` elements, in order; one that is tied stands alone.
+
+    Alone, because both stages that hold it must sum and divide it alike, to the bit.
+    """
+    groups: list[list[tuple[str, nn.Parameter]]] = []
+    elements = size
+    for name, parameter in named:
+        tied = shard_of(parameter).tied
+        if elements >= size or tied:
+            groups.append([])
+            elements = 0
+        groups[-1].append((name, parameter))
+        elements = size if tied else elements + parameter.numel()
+    return groups
+
+
+def _wait_for_weights(bucket: Bucket) -> None:
+    bucket.gathering.wait()
+    bucket.gathering = DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron.errors import UserError
 
@@ -27,6 +28,15 @@ class Layout:
     def rank(self, pipeline: int, data: int, tensor: int) -> int:
         """The rank at given coordinates."""
         return (pipeline * self.data + data) * self.tensor + tensor
+
+    def members(self, axis: Literal["tensor", "data", "pipeline"], rank: int) -> tuple[int, ...]:
+        """The ranks that differ from `rank` only along an axis, in order of that coordinate."""
+        pipeline, data, tensor = self.coordinates(rank)
+        if axis == "tensor":
+            return tuple(self.rank(pipeline, data, i) for i in range(self.tensor))
+        if axis == "data":
+            return tuple(self.rank(pipeline, i, tensor) for i in range(self.data))
+        return tuple(self.rank(i, data, tensor) for i in range(self.pipeline))
 
 
 def layout_of_world(world_size: int, *, tensor: int, pipeline: int) -> Layout:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron.mpu.context import ParallelContext
+
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -20,11 +22,14 @@ _GOLDEN = 0x9E3779B97F4A7C15
 class DropoutKeys:
     """64-bit keys of the rows of a micro-batch's activations.
 
-    hidden: int64 [s * b], rows of [s, b, h]. attention: int64 [b * heads * s], rows of [b, heads, s, s].
+    hidden: int64 [s * b], rows of [s, b, h]; under sequence parallelism those of this rank's part of the sequence.
+    attention: int64 [b * heads * s], rows of [b, heads, s, s] of this rank's heads. first: int64 [b], the hidden keys
+    of position 0.
     """
 
     hidden: Tensor
     attention: Tensor
+    first: Tensor
 
 
 def site_key(layer: int, site: int) -> int:
@@ -32,15 +37,35 @@ def site_key(layer: int, site: int) -> int:
     return _mix_int((layer * 64 + site + 1) * _GOLDEN)
 
 
-def dropout_keys(seed: int, samples: Tensor, *, sequence: int, first_head: int, heads: int) -> DropoutKeys:
-    """Keys for a micro-batch. samples: int64 [b], numbers in the run; heads: attention heads of this rank."""
+def local_heads(heads: int, context: ParallelContext) -> tuple[int, int]:
+    """The first attention head of this rank and how many it has; `heads` is divisible by the group's size."""
+    count = heads // context.tensor.size
+    return context.tensor.rank * count, count
+
+
+def local_rows(rows: int, context: ParallelContext) -> slice:
+    """The part of a sequence of `rows` positions whose hidden states this rank has outside the linear layers."""
+    if not context.sequence_parallel:
+        return slice(0, rows)
+    count = rows // context.tensor.size
+    return slice(context.tensor.rank * count, (context.tensor.rank + 1) * count)
+
+
+def dropout_keys(seed: int, samples: Tensor, *, sequence: int, heads: int, context: ParallelContext) -> DropoutKeys:
+    """Keys for this rank's part of a micro-batch.
+
+    samples: int64 [b], numbers in the run; sequence: padded length; heads: attention heads of the whole model.
+    """
     base = _mix(samples * _signed(_GOLDEN) + _signed(_mix_int(seed)))  # [b]
     positions = torch.arange(1, sequence + 1, dtype=torch.int64, device=samples.device)
-    head_numbers = torch.arange(first_head + 1, first_head + heads + 1, dtype=torch.int64, device=samples.device)
+    first_head, count = local_heads(heads, context)
+    head_numbers = torch.arange(first_head + 1, first_head + count + 1, dtype=torch.int64, device=samples.device)
     rows = (head_numbers << 32)[:, None] + positions  # [heads, s]; hidden rows are those of "head 0"
+    hidden = _mix(base + positions[:, None])
     return DropoutKeys(
-        hidden=_mix(base + positions[:, None]).reshape(-1),
+        hidden=hidden[local_rows(sequence, context)].reshape(-1),
         attention=_mix(base[:, None, None] + rows).reshape(-1),
+        first=hidden[0],
     )
 
 

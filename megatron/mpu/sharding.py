@@ -17,13 +17,17 @@ class ShardSpec:
     """The block of a global tensor that a rank holds.
 
     dim: the divided dimension, None if the rank holds all. start, size: the rows of `dim` held here; the local
-    tensor may have more rows, which are padding and not part of the global tensor.
+    tensor may have more rows, which are padding and not part of the global tensor. partial: the rank's gradient is one
+    of the summands over the tensor group, because the rank sees only its part of the sequence. tied: the first and
+    the last pipeline stage both hold the tensor; their gradients are summed, and the first's counts and is saved.
     """
 
     global_shape: tuple[int, ...]
     dim: int | None = None
     start: int = 0
     size: int = 0
+    partial: bool = False
+    tied: bool = False
 
     def of_global(self, tensor: torch.Tensor) -> torch.Tensor:
         """This rank's block of a global tensor (a view)."""
@@ -43,20 +47,27 @@ class Initial:
 
 
 def new_parameter(
-    global_shape: tuple[int, ...], initial: Initial, *, dim: int | None = None, rank: int = 0, size: int = 1
+    global_shape: tuple[int, ...],
+    initial: Initial,
+    *,
+    dim: int | None = None,
+    rank: int = 0,
+    size: int = 1,
+    partial: bool = False,
+    tied: bool = False,
 ) -> torch.nn.Parameter:
     """An uninitialised fp32 parameter with its `shard` and `initial` attached.
 
     dim: the dimension divided over `size` ranks (None: replicated), in blocks of ceil(n / size) rows; a block that
-    reaches beyond the tensor is padded.
+    reaches beyond the tensor is padded. partial, tied: see `ShardSpec`.
     """
     if dim is None or size == 1:
-        shape, shard = global_shape, ShardSpec(global_shape=global_shape)
+        shape, shard = global_shape, ShardSpec(global_shape=global_shape, partial=partial, tied=tied)
     else:
         rows = global_shape[dim]
         block = -(-rows // size)
         start = min(rank * block, rows)
-        shard = ShardSpec(global_shape=global_shape, dim=dim, start=start, size=min(block, rows - start))
+        shard = ShardSpec(global_shape=global_shape, dim=dim, start=start, size=min(block, rows - start), tied=tied)
         shape = (*global_shape[:dim], block, *global_shape[dim + 1 :])
     parameter = torch.nn.Parameter(torch.empty(shape))
     parameter.shard = shard  # type: ignore[attr-defined]
@@ -67,6 +78,17 @@ def new_parameter(
 def shard_of(parameter: torch.nn.Parameter) -> ShardSpec:
     """Which block of its global tensor a parameter is."""
     return parameter.shard  # type: ignore[attr-defined]
+
+
+def add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    """Add to a parameter's gradient outside of autograd: to where the owner of the gradients wants it, else to grad."""
+    sink = getattr(parameter, "sink", None)
+    if sink is not None:
+        sink(gradient)
+    elif parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad.add_(gradient)
 
 
 def _initial_of(parameter: torch.nn.Parameter) -> Initial:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import FlatParameters
-from megatron.mpu.sharding import ShardSpec, shard_of
+from megatron.mpu.sharding import ShardSpec
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Tensors: TypeAlias = dict[str, tuple[Tensor, ShardSpec]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +34,41 @@ class Outcome:
 class Optimizer:
     """Owns a model's parameters: their fp32 masters, gradients and moments.
 
-    From construction on, the model's parameters are on the context's device in the number format of training.
+    From construction on, the model's parameters are on the context's device in the number format of training. With
+    ZeRO-1 each data-parallel rank has masters and moments of its own part of every bucket only.
     """
 
     def __init__(
-        self, model: nn.Module, config: OptimizerConfig, precision: PrecisionConfig, context: ParallelContext
+        self,
+        modules: Sequence[nn.Module],
+        config: OptimizerConfig,
+        precision: PrecisionConfig,
+        context: ParallelContext,
+        *,
+        sharded: bool = False,
+        bucket_size: int = 40_000_000,
+        units: Sequence[nn.Module] = (),
     ) -> None:
+        """modules: this stage's parts of the model; sharded, bucket_size, units: as in `FlatParameters`."""
         self.config = config
         self.precision = precision
-        self.shards = {name: shard_of(parameter) for name, parameter in model.named_parameters()}
-        self.flat = FlatParameters(model, DTYPES[precision.dtype], context)
+        self.flat = FlatParameters(
+            modules, DTYPES[precision.dtype], context, sharded=sharded, bucket_size=bucket_size, units=units
+        )
         self.loss_scale: LossScale = initial_loss_scale(precision)
         self.steps = 0
-        self.exp_avg = torch.zeros_like(self.flat.masters)
-        self.exp_avg_sq = torch.zeros_like(self.flat.masters)
+        self.masters = [bucket.masters for bucket in self.flat.buckets]
+        self.exp_avg = [torch.zeros_like(masters) for masters in self.masters]
+        self.exp_avg_sq = [torch.zeros_like(masters) for masters in self.masters]
 
-    def zero_gradients(self) -> None:
-        """Forget the gradients of the last step."""
-        self.flat.zero_gradients()
+    def begin_step(self, micro_batches: int) -> None:
+        """Forget the gradients of the last step; backwards of so many micro-batches follow."""
+        self.flat.begin_step(micro_batches)
 
     def step(self, learning_rate: float) -> Outcome:
-        """Reduce the gradients over data-parallel ranks, clip, update. All ranks take or skip the step alike."""
+        """Finish the reduction of the gradients, clip, update. All ranks take or skip the step alike."""
         flat = self.flat
-        flat.reduce_gradients()
+        flat.finish_reduction()
         scale = self.loss_scale.scale
         norm = flat.gradient_norm() / scale
         finite = math.isfinite(norm)
@@ -62,7 +78,8 @@ class Optimizer:
         clip = self.config.clip_grad
         factor = (min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0) / scale
         if factor != 1.0:
-            flat.gradients.mul_(factor)
+            for bucket in flat.buckets:
+                bucket.own_gradients.mul_(factor)
         self.steps += 1
         for decay in (True, False):
             self._update(decay, learning_rate)
@@ -70,18 +87,23 @@ class Optimizer:
         return Outcome(grad_norm=norm, skipped=False)
 
     def _update(self, decay: bool, learning_rate: float) -> None:
-        """AdamW on the segments with or without weight decay."""
-        segments = [segment for segment in self.flat.segments if segment.decay == decay]
-        part = slice(segments[0].start, segments[-1].stop)
-        if part.start == part.stop:
+        """AdamW on what has or has not weight decay."""
+        places = [
+            (number, slice(run.start, run.stop))
+            for number, bucket in enumerate(self.flat.buckets)
+            for run in bucket.runs
+            if run.decay == decay
+        ]
+        if not places:
             return
+        device = self.masters[0].device
         torch._fused_adamw_(
-            [self.flat.masters[part]],
-            [self.flat.gradients[part]],
-            [self.exp_avg[part]],
-            [self.exp_avg_sq[part]],
+            [self.masters[number][part] for number, part in places],
+            [self.flat.buckets[number].own_gradients[part] for number, part in places],
+            [self.exp_avg[number][part] for number, part in places],
+            [self.exp_avg_sq[number][part] for number, part in places],
             [],
-            [torch.tensor(float(self.steps), device=self.flat.masters.device)],
+            [torch.tensor(float(self.steps), device=device) for _ in places],
             lr=learning_rate,
             beta1=self.config.adam_beta1,
             beta2=self.config.adam_beta2,
@@ -91,22 +113,34 @@ class Optimizer:
             maximize=False,
         )
 
-    def weights(self) -> dict[str, tuple[Tensor, ShardSpec]]:
-        """The fp32 masters by global name. After writing into them call `publish`."""
-        return {name: (self.flat.of(name, self.flat.masters), self.shards[name]) for name in self.flat.names}
+    def weights(self) -> Tensors:
+        """The fp32 masters by global name, in this rank's local shapes; with ZeRO-1 a collective that copies."""
+        return self._named("", self.flat.gathered(self.masters))
 
-    def moments(self) -> dict[str, tuple[Tensor, ShardSpec]]:
-        """Adam's moments by "exp_avg." or "exp_avg_sq." and the global name."""
-        buffers = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        return {
-            f"{kind}.{name}": (self.flat.of(name, buffer), self.shards[name])
-            for kind, buffer in buffers.items()
-            for name in self.flat.names
-        }
+    def moments(self) -> Tensors:
+        """Adam's moments by "exp_avg." or "exp_avg_sq." and the global name, as `weights`."""
+        return self._named("exp_avg.", self.flat.gathered(self.exp_avg)) | self._named(
+            "exp_avg_sq.", self.flat.gathered(self.exp_avg_sq)
+        )
 
-    def publish(self) -> None:
-        """Give the masters' values to the model, after they were loaded."""
+    def load_weights(self, fill: Callable[[Tensors], Result]) -> Result:
+        """Let `fill` write into what `weights` would give, then give the values to the model. Returns fill's result."""
+        wholes = self.flat.gathered(self.masters)
+        result = fill(self._named("", wholes))
+        self.flat.take_own(self.masters, wholes)
         self.flat.publish()
+        return result
+
+    def load_moments(self, fill: Callable[[Tensors], Result]) -> Result:
+        """Let `fill` write into what `moments` would give. Returns fill's result."""
+        wholes = self.flat.gathered(self.exp_avg), self.flat.gathered(self.exp_avg_sq)
+        result = fill(self._named("exp_avg.", wholes[0]) | self._named("exp_avg_sq.", wholes[1]))
+        self.flat.take_own(self.exp_avg, wholes[0])
+        self.flat.take_own(self.exp_avg_sq, wholes[1])
+        return result
+
+    def _named(self, prefix: str, wholes: Sequence[Tensor]) -> Tensors:
+        return {prefix + name: (view, self.flat.shards[name]) for name, view in self.flat.views(wholes).items()}
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state as JSON values."""

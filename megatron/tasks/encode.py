@@ -54,10 +54,10 @@ class Encoded:
         """Tokens of some rows, int64 [b]."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
-    def batch(self, rows: np.ndarray) -> TaskBatch:
-        """The rows (int64 [b], b may be 0) as one padded batch."""
+    def batch(self, rows: np.ndarray, *, multiple: int = 1) -> TaskBatch:
+        """The rows (int64 [b], b may be 0) as one batch, padded to the longest and to a multiple of so many tokens."""
         lengths = self.lengths_of(rows)
-        width = int(lengths.max(initial=0))
+        width = -(-int(lengths.max(initial=0)) // multiple) * multiple
         tokens = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         for place, row in enumerate(rows):
             tokens[place, : lengths[place]] = self.tokens[self.offsets[row] : self.offsets[row + 1]]

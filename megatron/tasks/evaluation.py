@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron.model import BertForTask
-from megatron.mpu.context import ParallelContext
-from megatron.mpu.random import DropoutKeys
+from megatron.tasks import model
 from megatron.tasks.batching import evaluation_batches
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.metrics import cross_entropy, majority_accuracy
@@ -17,25 +15,24 @@ from megatron.tasks.run import Run
 from megatron.tasks.table import Task
 
 
-def forward(model: BertForTask, batch: TaskBatch, context: ParallelContext, keys: DropoutKeys | None) -> torch.Tensor:
-    """Logits of a batch, fp32 [b, classes]; keys: of dropout, None for none."""
-    arrays = (batch.tokens, batch.token_types, batch.lengths)
-    return model(*(torch.from_numpy(array).to(context.device, non_blocking=True) for array in arrays), keys)
-
-
-@torch.no_grad()
 def predict(run: Run, encoded: Encoded) -> np.ndarray:
     """Logits of every row in file order, fp32 [n, classes], on every rank.
 
     Ranks take whole batches in turn and add a row's logits to the others' zeros: their number changes no bit.
     """
-    data, device = run.context.data, run.context.device
+    data, pipeline, device = run.context.data, run.context.pipeline, run.context.device
     logits = torch.zeros(len(encoded.labels), len(run.task.labels), device=device)
-    run.model.eval()
-    for rows in evaluation_batches(encoded.lengths, batch_size=run.evaluation_batch_size)[data.rank :: data.size]:
-        logits[torch.from_numpy(rows).to(device)] = forward(run.model, encoded.batch(rows), run.context, None)
-    run.model.train()
-    return data.all_reduce_(logits).cpu().numpy()
+    several = 4 * pipeline.size  # micro-batches at a time, to keep a pipeline busy
+    own = evaluation_batches(encoded.lengths, batch_size=run.evaluation_batch_size)[data.rank :: data.size]
+
+    def take(found: torch.Tensor, batch: TaskBatch) -> None:
+        logits[torch.from_numpy(batch.rows).to(device)] = found
+
+    for start in range(0, len(own), several):
+        multiple = run.model.width_multiple
+        batches = [encoded.batch(rows, multiple=multiple) for rows in own[start : start + several]]
+        model.evaluate(run.model, batches, take)
+    return pipeline.all_reduce_(data.all_reduce_(logits)).cpu().numpy()
 
 
 def evaluate(run: Run, encoded: Encoded) -> dict[str, Any]:

@@ -15,15 +15,14 @@ from megatron.checkpoint import check_writable
 from megatron.config import ModelConfig, to_dict
 from megatron.errors import UserError
 from megatron.files import write_file
-from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import initialize
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig
 from megatron.tasks.evaluation import evaluate, predict, scores_line
 from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs
 from megatron.tasks.loop import train
+from megatron.tasks.model import TaskModel, build
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
 from megatron.tasks.run import Run
 from megatron.tasks.submission import json_text, submission_name, submission_text
@@ -61,6 +60,7 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         )
         hyper = config.tuning.hyperparameters(defaults)
         shape = _shape(pretrained.model, hyper)
+        _check_layout(config, shape, context)
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
         train_set = read_inputs(task, files.train, "train", tokenizer, length) if files.train else None
         dev_set = read_inputs(task, files.dev, "dev", tokenizer, length)
@@ -74,13 +74,13 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         task=task,
         hyper=hyper,
         pretrained=pretrained,
-        model_config=shape,
         model=_model(config, shape, task, pretrained, recorder, context),
         recorder=recorder,
         output=Path(config.source.output_dir),
     )
     if train_set is None:
-        run.model.to(context.device, DTYPES[config.precision.dtype])
+        for chunk in run.model.chunks:
+            chunk.to(context.device, DTYPES[config.precision.dtype])
         found = evaluate(run, dev_set.encoded)
     else:
         found = train(run, train_set.encoded, dev_set.encoded)
@@ -110,6 +110,12 @@ def _shape(model: ModelConfig, hyper: Hyperparameters) -> ModelConfig:
             f"give --seq-length {model.max_position_embeddings} or less"
         )
     return dataclasses.replace(model, hidden_dropout=hyper.hidden_dropout, attention_dropout=hyper.attention_dropout)
+
+
+def _check_layout(config: FinetuneConfig, shape: ModelConfig, context: ParallelContext) -> None:
+    problems = config.parallel.problems(shape, context.layout.world_size)
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _open_records(config: FinetuneConfig, context: ParallelContext) -> Recorder:
@@ -146,15 +152,16 @@ def _model(
     pretrained: Pretrained,
     recorder: Recorder,
     context: ParallelContext,
-) -> BertForTask:
+) -> TaskModel:
     """The task model with its first weights, fp32."""
     source = config.source
-    model = BertForTask(shape, context, num_outputs=len(task.labels), dropout=shape.hidden_dropout)
-    initialize(model, config.tuning.seed)
+    model = build(
+        shape, config.parallel, config.precision, context, num_outputs=len(task.labels), seed=config.tuning.seed
+    )
     if source.from_scratch:
         recorder.say(f"weights: random; shape and vocabulary of {source.pretrained_checkpoint}")
         return model
-    missing = load_weights(model, pretrained, fine_tuned=source.eval_only, context=context)
+    missing = load_weights(model.chunks, pretrained, fine_tuned=source.eval_only, context=context)
     recorder.say(f"weights: {source.pretrained_checkpoint}" + (f"; random: {', '.join(missing)}" if missing else ""))
     return model
 

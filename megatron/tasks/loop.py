@@ -16,17 +16,18 @@ from megatron.checkpoint.store import MODEL
 from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.layers import local_heads
-from megatron.mpu.random import dropout_keys
-from megatron.optimizer.adamw import Optimizer, Outcome
+from megatron.mpu.random import DropoutKeys, dropout_keys
+from megatron.optimizer.adamw import Optimizer, Outcome, Tensors
 from megatron.optimizer.schedule import Schedule
+from megatron.tasks import model
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
-from megatron.tasks.encode import Encoded
-from megatron.tasks.evaluation import evaluate, forward, scores_line
+from megatron.tasks.encode import Encoded, TaskBatch
+from megatron.tasks.evaluation import evaluate, scores_line
 from megatron.tasks.inputs import description
 from megatron.tasks.run import Run
 from megatron.training.records import clock
+from megatron.training.step import new_optimizer
 
 BEST = "best"
 MAX_SKIPPED_STEPS = 50
@@ -50,7 +51,7 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
     """
     tuning, hyper, context = run.config.tuning, run.hyper, run.context
     settings = optimizer_config(tuning, hyper)
-    optimizer = Optimizer(run.model, settings, run.config.precision, context)
+    optimizer = new_optimizer(run.model.chunks, settings, run.config.precision, run.config.parallel, context)
     examples = len(train_set.labels)
     schedule = Schedule(
         config=settings,
@@ -62,7 +63,6 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
     best: dict[str, Any] = {}
     consumed = skipped = skipped_in_a_row = 0
     window = _new_window(context)
-    run.model.train()
     for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
         rate = schedule.learning_rate(consumed)
         consumed += len(rows)
@@ -106,21 +106,26 @@ def train_step(
     The loss is the sum over the batch divided by its number of rows, whatever the division into shares.
     """
     context, tuning = run.context, run.config.tuning
-    first_head, heads = local_heads(run.model_config.num_attention_heads, context)
     # A batch is sorted by length: dealing its rows out in turn gives ranks equal work.
     own = rows[context.data.rank :: context.data.size]
     size = tuning.micro_batch_size or max(len(own), 1)
+    multiple = run.model.width_multiple
+    batches = [train_set.batch(own[start : start + size], multiple=multiple) for start in range(0, len(own), size)]
     sums = torch.zeros_like(window.sums)
-    optimizer.zero_gradients()
-    for start in range(0, len(own), size):
-        batch = train_set.batch(own[start : start + size])
-        samples = torch.from_numpy(batch.rows + epoch * len(train_set.labels)).to(context.device)
-        keys = dropout_keys(tuning.seed, samples, sequence=batch.tokens.shape[1], first_head=first_head, heads=heads)
-        logits = forward(run.model, batch, context, keys)
+
+    def loss(logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
         labels = torch.from_numpy(batch.labels).to(context.device)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        (loss * (optimizer.loss_scale.scale / len(rows))).backward()
-        sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).sum().double()])
+        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums.add_(torch.stack([total.detach().double(), (logits.argmax(1) == labels).sum().double()]))
+        return total * (optimizer.loss_scale.scale / len(rows))
+
+    def keys(batch: TaskBatch) -> DropoutKeys:
+        samples = torch.from_numpy(batch.rows + epoch * len(train_set.labels)).to(context.device)
+        heads = run.model.config.num_attention_heads
+        return dropout_keys(tuning.seed, samples, sequence=batch.tokens.shape[1], heads=heads, context=context)
+
+    optimizer.begin_step(len(batches))
+    model.train(run.model, batches, loss, keys)
     outcome = optimizer.step(rate)
     window.steps += 1
     window.tokens += int(train_set.lengths_of(rows).sum())
@@ -136,7 +141,7 @@ def _new_window(context: ParallelContext) -> Window:
 
 def _train_record(position: dict[str, Any], window: Window, context: ParallelContext) -> dict[str, Any]:
     """Means over the samples of all ranks since the last record."""
-    loss, hits = context.data.all_reduce_(window.sums).tolist()
+    loss, hits = context.pipeline.all_reduce_(context.data.all_reduce_(window.sums)).tolist()
     seconds, samples = time.perf_counter() - window.started, max(window.samples, 1)
     return {
         "split": "train",
@@ -159,15 +164,15 @@ def _train_line(record: dict[str, Any], steps: int) -> str:
     )
 
 
-def _weights(optimizer: Optimizer) -> dict[str, NamedTensor]:
-    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in optimizer.weights().items()}
+def _parts(weights: Tensors) -> dict[str, NamedTensor]:
+    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in weights.items()}
 
 
 def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
     """Save the weights to OUTPUT/best, then remove the checkpoint that was the best before."""
     config = {
         **to_dict(run.config),
-        "model": to_dict(run.model_config),
+        "model": to_dict(run.model.config),
         "data": {"tokenizer_type": run.pretrained.tokenizer.kind, "seq_length": run.hyper.seq_length},
         "task": description(run.task, run.hyper.seq_length),
         "hyperparameters": to_dict(run.hyper),
@@ -175,7 +180,7 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
     kept = save_checkpoint(
         run.output / BEST,
         best["step"],
-        model=_weights(optimizer),
+        model=_parts(optimizer.weights()),
         optimizer={},
         config=config,
         train_state=best,
@@ -190,5 +195,5 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
 
 def _load_best(run: Run, optimizer: Optimizer, step: int) -> None:
     path = run.output / BEST / f"iter_{step:07d}" / MODEL
-    load_tensors(path, _weights(optimizer), what="weights", context=run.context)
-    optimizer.publish()
+    optimizer.load_weights(lambda weights: load_tensors(path, _parts(weights), what="weights", context=run.context))
+    optimizer.flat.wait_for_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,14 @@ def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pr
 
 
 def load_weights(
-    model: nn.Module, pretrained: Pretrained, *, fine_tuned: bool, context: ParallelContext
+    chunks: Sequence[nn.Module], pretrained: Pretrained, *, fine_tuned: bool, context: ParallelContext
 ) -> tuple[str, ...]:
-    """Copy the checkpoint's weights into a task model, before its optimizer exists.
+    """Copy the checkpoint's weights into the parts of a task model, before its optimizer exists.
 
     fine_tuned: the head of the task must be there; otherwise the head (and a pooler that the checkpoint lacks) keep
     their initial values. Returns the names that were not in the checkpoint.
     """
-    named = list(model.named_parameters())
+    named = [item for chunk in chunks for item in chunk.named_parameters()]
     into = {name: NamedTensor(tensor=p.data, shard=p.shard) for name, p in named}  # type: ignore[attr-defined]
     if not fine_tuned:
         into = {name: part for name, part in into.items() if not name.startswith("task_head.")}

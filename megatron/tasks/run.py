@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.config import ModelConfig
-from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
 from megatron.tasks.config import FinetuneConfig
+from megatron.tasks.model import TaskModel
 from megatron.tasks.pretrained import Pretrained
 from megatron.tasks.table import Hyperparameters, Task
 from megatron.training.records import Recorder
@@ -23,8 +22,7 @@ class Run:
     task: Task
     hyper: Hyperparameters
     pretrained: Pretrained
-    model_config: ModelConfig
-    model: BertForTask
+    model: TaskModel
     recorder: Recorder
     output: Path
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 
 from megatron.config import PretrainConfig
-from megatron.data.batches import Split, evaluation_batches
-from megatron.model import BertForPreTraining
+from megatron.data.batches import Batch, Split, evaluation_batches
 from megatron.mpu.context import ParallelContext
 from megatron.training.signals import StopFlag
-from megatron.training.step import Totals, count, forward, reduced, sums_of
+from megatron.training.step import Pretraining, Totals, count, evaluation_sums, reduced
 
 
 def evaluation_samples(split: Split, config: PretrainConfig) -> int:
@@ -18,9 +20,8 @@ def evaluation_samples(split: Split, config: PretrainConfig) -> int:
     return min(config.training.eval_iters * config.training.global_batch_size, epoch)
 
 
-@torch.no_grad()
 def evaluate(
-    model: BertForPreTraining, split: Split, config: PretrainConfig, context: ParallelContext, stop: StopFlag
+    model: Pretraining, split: Split, config: PretrainConfig, context: ParallelContext, stop: StopFlag
 ) -> Totals | None:
     """Totals over the split's evaluation samples; None if a stop was asked for on any rank meanwhile."""
     batches = evaluation_batches(
@@ -30,14 +31,18 @@ def evaluate(
         rank=context.data.rank,
         size=context.data.size,
     )
+    own: list[Batch] = []
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-    own = []
-    model.eval()
-    for batch in batches:
-        own.append(batch)
-        if not stop.asked:  # ranks may have unequal numbers of batches: agree once, after the loop
-            sums += sums_of(forward(model, batch, context, None))
-    model.train()
+    for some in _several(batches, context.layout.pipeline):
+        own += some
+        if not stop.asked or context.layout.pipeline > 1:  # ranks may have unequal numbers of batches: agree at the end
+            sums += evaluation_sums(model, some)
     if stop.agreed(context):
         return None
     return reduced(sums, count(own, context), context)
+
+
+def _several(batches: Iterator[Batch], stages: int) -> Iterator[list[Batch]]:
+    """Enough micro-batches at a time to keep a pipeline busy."""
+    while some := list(islice(batches, 1 if stages == 1 else 4 * stages)):
+        yield some

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 import time
 from collections.abc import Iterator
@@ -19,24 +18,27 @@ from megatron.config import PretrainConfig, to_dict, with_vocabulary
 from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
-from megatron.model import BertForPreTraining
+from megatron.model.parts import split_of
 from megatron.mpu.context import ParallelContext, launched_processes
-from megatron.mpu.sharding import initialize, shard_of
-from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import total_samples
 from megatron.training.evaluation import evaluation_samples
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.records import Recorder
 from megatron.training.signals import watch_signals
 from megatron.training.state import Origin, Progress, find_origin, load
+from megatron.training.step import Pretraining, build, new_optimizer, num_parameters
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Pre-train as the configuration says. Raises `UserError` on all ranks for what a user can mend."""
-    config = config.resolved(data_parallel_size=launched_processes())
+    config = config.resolved(world_size=launched_processes())
     _check_device(config)
     context = ParallelContext.from_environment(
-        backend=config.parallel.distributed_backend, timeout_minutes=config.parallel.distributed_timeout_minutes
+        tensor=config.parallel.tensor_model_parallel_size,
+        pipeline=config.parallel.pipeline_model_parallel_size,
+        sequence_parallel=config.parallel.sequence_parallel,
+        backend=config.parallel.distributed_backend,
+        timeout_minutes=config.parallel.distributed_timeout_minutes,
     )
     stop = watch_signals(config.training.exit_duration_in_mins)
     with _phase("vocabulary", context), context.together():
@@ -48,9 +50,8 @@ def pretrain(config: PretrainConfig) -> None:
     with _phase("data", context), context.together():
         splits = _open_data(config, tokenizer)
     with _phase("model", context):
-        model = BertForPreTraining(config.model, context)
-        initialize(model, config.training.seed)
-        optimizer = Optimizer(model, config.optimizer, config.precision, context)
+        model = build(config.model, config.parallel, config.precision, config.training.seed, context)
+        optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
     progress = Progress()
     lacking: tuple[str, ...] = ()
     if origin is not None:
@@ -142,11 +143,30 @@ def _open_records(config: PretrainConfig, context: ParallelContext, progress: Pr
     return recorder
 
 
+def _layout_lines(config: PretrainConfig, context: ParallelContext) -> Iterator[str]:
+    """The layout and the batch arithmetic."""
+    layout, parallel, train = context.layout, config.parallel, config.training
+    yield (
+        f"layout: {layout.world_size} processes = tensor {layout.tensor} x pipeline {layout.pipeline} x "
+        f"data {layout.data}"
+        + (", sequence parallel" if context.sequence_parallel else "")
+        + (", distributed optimizer" if parallel.use_distributed_optimizer else "")
+    )
+    if layout.pipeline > 1:
+        split = ", ".join(map(str, split_of(config.model, parallel)))
+        yield f"pipeline: {parallel.schedule(config.model)}, layers of its parts: {split}"
+    micro_batches = train.global_batch_size // (train.micro_batch_size * layout.data)
+    yield (
+        f"batch: {train.global_batch_size} = {train.micro_batch_size} samples x {micro_batches} micro-batches x "
+        f"{layout.data} data-parallel"
+    )
+
+
 def _summary(
     config: PretrainConfig,
     context: ParallelContext,
     splits: dict[str, Split],
-    model: BertForPreTraining,
+    model: Pretraining,
     origin: Origin | None,
     progress: Progress,
     lacking: tuple[str, ...],
@@ -157,9 +177,10 @@ def _summary(
         yield f"  {section}: " + ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)
     yield (
         f"megatron {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{context.device.type}, {context.layout.data} data-parallel processes, {torch.get_num_threads()} threads each"
+        f"{context.device.type}, {torch.get_num_threads()} threads a process"
     )
-    parameters = sum(math.prod(shard_of(p).global_shape) for p in model.parameters())
+    yield from _layout_lines(config, context)
+    parameters = sum(context.pipeline.gather_objects(num_parameters(model.chunks, context)))
     yield f"model: {parameters:,} parameters in {config.precision.dtype}"
     wanted = {"train": total_samples(config)}
     for name, split in splits.items():

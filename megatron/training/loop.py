@@ -11,7 +11,6 @@ from typing import Any
 from megatron.config import PretrainConfig
 from megatron.data.batches import Batch, Split, step_batches
 from megatron.errors import UserError
-from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
@@ -19,7 +18,7 @@ from megatron.training.evaluation import evaluate
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.signals import StopFlag
 from megatron.training.state import Progress, save
-from megatron.training.step import Totals, train_step
+from megatron.training.step import Pretraining, Totals, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Run:
 
     config: PretrainConfig
     context: ParallelContext
-    model: BertForPreTraining
+    model: Pretraining
     optimizer: Optimizer
     splits: Mapping[str, Split]
     recorder: Recorder
@@ -52,9 +51,7 @@ def train(run: Run, progress: Progress) -> None:
             rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-            totals, outcome = train_step(
-                run.model, run.optimizer, batch, rate, config=config.model, seed=options.seed, context=context
-            )
+            totals, outcome = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
             _count(progress, totals, outcome.skipped)
             _give_up_if_stuck(progress, batch, config)
             last = progress.consumed_samples >= total

@@ -18,7 +18,7 @@ from megatron.checkpoint.store import (
 from megatron.config import CheckpointConfig, PretrainConfig, to_dict
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
-from megatron.optimizer.adamw import Optimizer
+from megatron.optimizer.adamw import Optimizer, Tensors
 from megatron.training.step import Totals
 
 # Parts that a model for pre-training may start without, e.g. when a published encoder came without its heads.
@@ -71,24 +71,27 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
 
     Raises `UserError` on all ranks if the checkpoint is damaged or of another model.
     """
-    weights = {name: NamedTensor(tensor=t, shard=s) for name, (t, s) in optimizer.weights().items()}
     with context.together():
         state = read_train_state(origin.path)
         has_optimizer = (origin.path / OPTIMIZER).exists()
     has_optimizer = context.world.broadcast_object(has_optimizer)
     converted = not has_optimizer and state.get("step", 0) == 0
-    lacking = load_tensors(
-        origin.path / MODEL,
-        weights,
-        what="weights",
-        context=context,
-        may_lack=_HEADS if converted or not origin.resumed else (),
-        may_hold=("pooler.", "binary_head.", "task_head."),
+    lacking = optimizer.load_weights(
+        lambda weights: load_tensors(
+            origin.path / MODEL,
+            _named(weights),
+            what="weights",
+            context=context,
+            may_lack=_HEADS if converted or not origin.resumed else (),
+            may_hold=("pooler.", "binary_head.", "task_head."),
+        )
     )
-    optimizer.publish()
     if origin.with_optimizer and has_optimizer:
-        moments = {name: NamedTensor(tensor=t, shard=s) for name, (t, s) in optimizer.moments().items()}
-        load_tensors(origin.path / OPTIMIZER, moments, what="optimizer state", context=context)
+        optimizer.load_moments(
+            lambda moments: load_tensors(
+                origin.path / OPTIMIZER, _named(moments), what="optimizer state", context=context
+            )
+        )
         optimizer.load_scalars(state["optimizer"])
     if not origin.resumed or converted:
         return Progress(), lacking
@@ -106,6 +109,10 @@ def _progress_of(state: dict[str, Any], path: Path) -> Progress:
         ) from None
 
 
+def _named(tensors: Tensors) -> dict[str, NamedTensor]:
+    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in tensors.items()}
+
+
 def save(
     config: PretrainConfig,
     progress: Progress,
@@ -115,15 +122,11 @@ def save(
 ) -> Path:
     """Write a checkpoint of the run into --save; called by all ranks."""
     assert config.checkpoint.save is not None
-
-    def named(tensors: dict) -> dict[str, NamedTensor]:
-        return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in tensors.items()}
-
     return save_checkpoint(
         Path(config.checkpoint.save),
         progress.step,
-        model=named(optimizer.weights()),
-        optimizer={} if config.checkpoint.no_save_optim else named(optimizer.moments()),
+        model=_named(optimizer.weights()),
+        optimizer={} if config.checkpoint.no_save_optim else _named(optimizer.moments()),
         config=to_dict(config),
         train_state={**asdict(progress), "optimizer": optimizer.scalars()},
         extra_files=extra_files,

@@ -39,7 +39,7 @@ def changed(**values: object) -> PretrainConfig:
 
 
 def test_what_follows_is_filled_in() -> None:
-    config = VALID.resolved(data_parallel_size=3)
+    config = VALID.resolved(world_size=3)
     assert config.model.ffn_hidden_size == 64 and config.training.global_batch_size == 12
 
 
@@ -76,13 +76,13 @@ def test_what_follows_is_filled_in() -> None:
 )  # fmt: skip
 def test_a_violated_rule_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
-        changed(**values).resolved(data_parallel_size=2)
+        changed(**values).resolved(world_size=2)
     assert message in str(error.value)
 
 
 def test_all_violations_are_reported_together() -> None:
     with pytest.raises(UserError) as error:
-        PretrainConfig().resolved(data_parallel_size=1)
+        PretrainConfig().resolved(world_size=1)
     for flag in ("--num-layers", "--hidden-size", "--data-path", "--lr", "--micro-batch-size", "--train-iters"):
         assert flag in str(error.value)
 

@@ -1,125 +1,128 @@
 """The layout table: a run's numbers do not depend on how its work is divided.
 
-A tiny model is trained for five steps through the real optimizer in every layout and compared with one process.
+A tiny model is trained for five steps through the real optimizer in every layout and compared with one process: two
+architectures, with and without dropout and binary head, odd sizes, and micro-batches with very different numbers of
+masked tokens, one of them none.
 """
 
-import numpy as np
-import pytest
-import torch
+from __future__ import annotations
 
-from megatron.config import ModelConfig, OptimizerConfig, PrecisionConfig
-from megatron.data.batches import Batch
-from megatron.model import BertForPreTraining
+import pytest
+
+from megatron.config import PrecisionConfig
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.layout import Layout
-from megatron.mpu.sharding import initialize
-from megatron.optimizer.adamw import Optimizer
-from megatron.training.step import count, forward, reduced, sums_of, train_step
+from tests.layouts.tiny import SHAPES, Row, train
 from tests.ranks import run_ranks
 
-STEPS, GLOBAL_BATCH, SEQUENCE, VOCABULARY = 5, 8, 12, 51
+TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
+VIRTUAL, SCHEDULE, SP = "num_layers_per_virtual_pipeline_stage", "pipeline_schedule", "sequence_parallel"
+ZERO, AGAIN = "use_distributed_optimizer", "recompute_granularity"
 
-SHAPES = {
-    "bert": ModelConfig(
-        architecture="bert", num_layers=2, hidden_size=16, num_attention_heads=4, ffn_hidden_size=32,
-        max_position_embeddings=16, vocab_size=VOCABULARY, task_type_vocab_size=2,
+LAYOUTS = {
+    "2 micro-batches": Row(micro=4),
+    "4 micro-batches": Row(micro=2),
+    "8 micro-batches": Row(micro=1),
+    "data 2": Row(data=2, micro=4),
+    "data 2, 4 micro-batches": Row(data=2, micro=1),
+    "data 4": Row(data=4, micro=2),
+    "tensor 2": Row(micro=8, options={TP: 2}),
+    "tensor 4": Row(micro=4, options={TP: 4}),
+    "pipeline 2": Row(micro=2, options={PP: 2}),
+    "pipeline 4": Row(micro=1, options={PP: 4}),
+    "pipeline 4, fewer micro-batches than stages": Row(micro=4, options={PP: 4}),
+    "pipeline 3, uneven": Row(micro=1, options={PP: 3}),
+    "pipeline 2, split 3,5": Row(micro=2, options={PP: 2, "pipeline_split": "3,5"}),
+    "interleaved 2 x 2": Row(micro=2, options={PP: 2, VIRTUAL: 2}),
+    "interleaved 4 x 2": Row(micro=2, options={PP: 4, VIRTUAL: 1}),
+    "interleaved 2 x 4, odd number of micro-batches": Row(micro=8, options={PP: 2, VIRTUAL: 1}),
+    "zero-bubble 2": Row(micro=1, options={PP: 2, SCHEDULE: "zero-bubble"}),
+    "zero-bubble 4": Row(micro=1, options={PP: 4, SCHEDULE: "zero-bubble"}),
+    "tensor 2, pipeline 2": Row(micro=2, options={TP: 2, PP: 2}),
+    "tensor 2, data 2": Row(data=2, micro=2, options={TP: 2}),
+    "pipeline 2, data 2": Row(data=2, micro=2, options={PP: 2}),
+    "tensor 2, pipeline 2, data 2": Row(data=2, micro=2, options={TP: 2, PP: 2}),
+    "sequence 2": Row(micro=4, options={TP: 2, SP: True}),
+    "sequence 4": Row(micro=4, options={TP: 4, SP: True}),
+    "sequence 2, pipeline 2": Row(micro=2, options={TP: 2, SP: True, PP: 2}),
+    "ZeRO data 2": Row(data=2, micro=2, options={ZERO: True}),
+    "ZeRO data 4": Row(data=4, micro=1, options={ZERO: True}),
+    "ZeRO data 2, tensor 2": Row(data=2, micro=2, options={ZERO: True, TP: 2}),
+    "ZeRO data 2, sequence 2, pipeline 2, zero-bubble": Row(
+        data=2, micro=1, options={ZERO: True, TP: 2, SP: True, PP: 2, SCHEDULE: "zero-bubble"}
     ),
-    "megatron-bert": ModelConfig(
-        architecture="megatron-bert", num_layers=2, hidden_size=16, num_attention_heads=4, ffn_hidden_size=32,
-        max_position_embeddings=16, vocab_size=VOCABULARY, hidden_dropout=0.2, attention_dropout=0.3,
+    "ZeRO data 2, pipeline 2 x 2": Row(data=2, micro=1, options={ZERO: True, PP: 2, VIRTUAL: 2}),
+    "recompute selective": Row(micro=4, options={AGAIN: "selective"}),
+    "recompute full": Row(micro=4, options={AGAIN: "full"}),
+    "recompute full, stretches of 3": Row(micro=4, options={AGAIN: "full", "recompute_num_layers": 3}),
+    "recompute full, block of 5": Row(
+        micro=4, options={AGAIN: "full", "recompute_method": "block", "recompute_num_layers": 5}
+    ),
+    "recompute full, sequence 2, zero-bubble 2": Row(
+        micro=2, options={AGAIN: "full", TP: 2, SP: True, PP: 2, SCHEDULE: "zero-bubble"}
+    ),
+}
+
+# Row, and one whose sums have the same order, so that nothing is rounded otherwise.
+SAME_BITS = {
+    "pipeline 2, one micro-batch": (Row(micro=8, options={PP: 2}), Row(micro=8)),
+    "interleaved 2 x 2, one micro-batch": (Row(micro=8, options={PP: 2, VIRTUAL: 2}), Row(micro=8)),
+    "pipeline 4": (LAYOUTS["pipeline 4"], Row(micro=1, options={PP: 2})),
+    "pipeline 3, uneven": (LAYOUTS["pipeline 3, uneven"], LAYOUTS["pipeline 4"]),
+    "interleaved 4 x 2": (LAYOUTS["interleaved 4 x 2"], LAYOUTS["pipeline 2"]),
+    "zero-bubble 4": (LAYOUTS["zero-bubble 4"], LAYOUTS["zero-bubble 2"]),
+    "ZeRO data 2": (LAYOUTS["ZeRO data 2"], Row(data=2, micro=2)),
+    **{name: (LAYOUTS[name], LAYOUTS["2 micro-batches"]) for name in LAYOUTS if name.startswith("recompute")
+       and "zero-bubble" not in name},
+    "recompute full, sequence 2, zero-bubble 2": (
+        LAYOUTS["recompute full, sequence 2, zero-bubble 2"],
+        Row(micro=2, options={TP: 2, SP: True, PP: 2, SCHEDULE: "zero-bubble"}),
     ),
 }  # fmt: skip
 
-# Name of the row: layout, micro-batch size.
-LAYOUTS = {
-    "one process, micro-batches": (Layout(), 2),
-    "one process, single samples": (Layout(), 1),
-    "data 2": (Layout(data=2), 4),
-    "data 2, accumulated": (Layout(data=2), 2),
-    "data 4": (Layout(data=4), 2),
-    "tensor 2": (Layout(tensor=2), 8),
-    "tensor 4": (Layout(tensor=4), 4),
-    "data 2, tensor 2": (Layout(data=2, tensor=2), 2),
-}
-
-
-def micro_batch(first: int, size: int) -> Batch:
-    """Samples first..first+size-1: each a function of its number, with its own length and number of masks."""
-    rows = []
-    for number in range(first, first + size):
-        generator = np.random.default_rng(number)
-        length = int(generator.integers(6, SEQUENCE + 1))
-        masked = np.sort(generator.choice(np.arange(1, length), size=int(generator.integers(1, 5)), replace=False))
-        tokens = np.where(np.arange(SEQUENCE) < length, generator.integers(4, VOCABULARY, SEQUENCE), 0)
-        types = (np.arange(SEQUENCE) >= length // 2).astype(np.int64)
-        rows.append((tokens, types, length, masked, generator.integers(4, VOCABULARY, len(masked)), number % 2))
-    tokens, types, lengths, masked, labels, sop = zip(*rows, strict=True)
-    positions = [row * SEQUENCE + m for row, m in enumerate(masked)]
-    return Batch(
-        tokens=np.stack(tokens).astype(np.int64),
-        token_types=np.stack(types),
-        lengths=np.array(lengths, dtype=np.int64),
-        masked_positions=np.concatenate(positions).astype(np.int64),
-        masked_labels=np.concatenate(labels).astype(np.int64),
-        sop_labels=np.array(sop, dtype=np.int64),
-        samples=np.arange(first, first + size, dtype=np.int64),
-    )
-
-
-def train(
-    context: ParallelContext, config: ModelConfig, size: int, precision: PrecisionConfig
-) -> dict[str, list[float]]:
-    """Losses, hits and norms of the steps, then of an evaluation."""
-    model = BertForPreTraining(config, context)
-    initialize(model, seed=7)
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-2, clip_grad=1.0), precision, context)
-    share = GLOBAL_BATCH // context.data.size
-    figures: dict[str, list[float]] = {"mlm": [], "mlm_hits": [], "sop": [], "norm": [], "evaluation": []}
-    for step in range(STEPS):
-        first = step * GLOBAL_BATCH + context.data.rank * share
-        batches = [micro_batch(first + offset, size) for offset in range(0, share, size)]
-        totals, outcome = train_step(model, optimizer, batches, 1e-2, config=config, seed=5, context=context)
-        figures["mlm"].append(totals.mlm / totals.masked)
-        figures["mlm_hits"].append(totals.mlm_hits)
-        figures["sop"].append(totals.sop / totals.samples)
-        figures["norm"].append(outcome.grad_norm)
-    with torch.no_grad():
-        sums = sum(sums_of(forward(model, batch, context, None)) for batch in batches)
-    totals = reduced(sums, count(batches, context), context)
-    figures["evaluation"] = [totals.mlm / totals.masked, totals.sop / totals.samples, totals.masked, totals.tokens]
-    return figures
+Figures = dict[str, dict[str, list[float]]]
 
 
 @pytest.fixture(scope="module")
-def one_process() -> dict[str, dict[str, list[float]]]:
-    return {
-        name: train(ParallelContext.single(), config, GLOBAL_BATCH, PrecisionConfig())
-        for name, config in SHAPES.items()
-    }
+def one_process() -> Figures:
+    return train(ParallelContext.single(), Row(micro=8))
 
 
-@pytest.mark.parametrize("row", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_numbers_do_not_depend_on_the_layout(
-    shape: str, row: str, one_process: dict[str, dict[str, list[float]]]
-) -> None:
-    layout, size = LAYOUTS[row]
-    for figures in run_ranks(layout, train, SHAPES[shape], size, PrecisionConfig()):
-        for name, expected in one_process[shape].items():
-            assert figures[name] == pytest.approx(expected, rel=1e-5), name
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_numbers_do_not_depend_on_the_layout(name: str, one_process: Figures) -> None:
+    for rank in run_ranks(LAYOUTS[name].layout, train, LAYOUTS[name]):
+        for shape, expected in one_process.items():
+            for figure, values in expected.items():
+                assert rank[shape][figure] == pytest.approx(values, rel=1e-5), (shape, figure)
 
 
-@pytest.mark.parametrize("layout", [Layout(data=2), Layout(data=2, tensor=2)])
-def test_bf16_does_not_depend_on_the_layout_beyond_its_rounding(layout: Layout) -> None:
-    alone = train(ParallelContext.single(), SHAPES["bert"], GLOBAL_BATCH, PrecisionConfig(bf16=True))
-    for figures in run_ranks(layout, train, SHAPES["bert"], 2, PrecisionConfig(bf16=True)):
-        assert figures["mlm"] == pytest.approx(alone["mlm"], rel=2e-2)
+@pytest.mark.parametrize("name", ["ZeRO data 4", "ZeRO data 2, sequence 2, pipeline 2, zero-bubble"])
+def test_numbers_over_the_network_are_those_through_shared_memory(name: str, one_process: Figures) -> None:
+    row, shape = LAYOUTS[name], "megatron-bert, dropout"
+    for rank in run_ranks(row.layout, train, row, PrecisionConfig(), (shape,), shared_memory=False):
+        for figure, values in one_process[shape].items():
+            assert rank[shape][figure] == pytest.approx(values, rel=1e-5), figure
 
 
-def test_dropout_is_on_in_the_table(one_process: dict[str, dict[str, list[float]]]) -> None:
+@pytest.mark.parametrize("name", SAME_BITS)
+def test_same_bits_where_sums_keep_their_order(name: str) -> None:
+    row, other = SAME_BITS[name]
+    expected = run_ranks(other.layout, train, other)[0]
+    for rank in run_ranks(row.layout, train, row):
+        for shape in SHAPES:
+            for figure in ("mlm", "sop", "evaluation"):
+                assert rank[shape][figure] == expected[shape][figure], (shape, figure)
+
+
+@pytest.mark.parametrize("name", ["data 2", "tensor 2, data 2", "ZeRO data 2, pipeline 2 x 2"])
+def test_bf16_does_not_depend_on_the_layout_beyond_its_rounding(name: str) -> None:
+    precision, shape = PrecisionConfig(bf16=True), ("bert",)
+    alone = train(ParallelContext.single(), Row(micro=8), precision, shape)["bert"]
+    for rank in run_ranks(LAYOUTS[name].layout, train, LAYOUTS[name], precision, shape):
+        assert rank["bert"]["mlm"] == pytest.approx(alone["mlm"], rel=2e-2)
+
+
+def test_dropout_is_on_in_the_table(one_process: Figures) -> None:
     """The rows compare dropout masks too: without dropout the numbers are others."""
-    import dataclasses
-
-    config = dataclasses.replace(SHAPES["megatron-bert"], hidden_dropout=0.0, attention_dropout=0.0)
-    without = train(ParallelContext.single(), config, GLOBAL_BATCH, PrecisionConfig())
-    assert without["mlm"][0] != pytest.approx(one_process["megatron-bert"]["mlm"][0], rel=1e-4)
+    with_dropout, without = (one_process[name]["mlm"][0] for name in ("bert", "bert, no dropout, no binary head"))
+    assert SHAPES["bert"].hidden_dropout > 0
+    assert with_dropout != pytest.approx(without, rel=1e-4)

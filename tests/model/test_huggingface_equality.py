@@ -27,14 +27,14 @@ def test_loss_and_every_gradient(name: str) -> None:
 @pytest.mark.parametrize("config", [BERT, MEGATRON], ids=["bert", "megatron-bert"])
 def test_fifty_steps_track_a_plain_loop(config: ModelConfig) -> None:
     pair, single = make_pair(config), ParallelContext.single()
-    optimizer = Optimizer(pair.ours, OptimizerConfig(lr=2e-3, weight_decay=0.01), PrecisionConfig(), single)
+    optimizer = Optimizer([pair.ours], OptimizerConfig(lr=2e-3, weight_decay=0.01), PrecisionConfig(), single)
     no_decay = [p for p in pair.theirs.parameters() if p.dim() < 2]
     decay = [p for p in pair.theirs.parameters() if p.dim() >= 2]
     groups = [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=2e-3, eps=1e-8)
     for step in range(50):
         batch = batch_of(step % 7, config)
-        optimizer.zero_gradients()
+        optimizer.begin_step(1)
         ours = our_loss(pair.ours, batch)
         ours.backward()
         optimizer.step(2e-3)

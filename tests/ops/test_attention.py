@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 
+from megatron.mpu.context import ParallelContext
 from megatron.mpu.random import dropout_keys
 from megatron.ops.attention import attention, padding_bias
+
+SINGLE = ParallelContext.single()
 
 
 def reference(qkv: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -26,7 +29,7 @@ def test_equals_the_definition(lengths: list[int]) -> None:
 def test_the_path_with_dropout_is_the_same_function() -> None:
     """Probability so small that nothing is dropped: the explicit products against the fused kernel."""
     qkv, n = torch.randn(6, 2, 2, 3, 8, requires_grad=True), torch.tensor([6, 4])
-    keys = dropout_keys(1, torch.tensor([0, 1]), sequence=6, first_head=0, heads=2)
+    keys = dropout_keys(1, torch.tensor([0, 1]), sequence=6, heads=2, context=SINGLE)
     bias = padding_bias(n, 6, qkv.dtype)
     explicit = attention(qkv, bias, probability=1e-9, keys=keys.attention, site_key=0)
     fused = attention(qkv, bias, probability=0.0, keys=None, site_key=0)

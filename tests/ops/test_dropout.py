@@ -1,8 +1,15 @@
+import dataclasses
+
 import pytest
 import torch
 
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.group import Group
+from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys, site_key
 from megatron.ops.dropout import dropout, dropout_mask
+
+SINGLE = ParallelContext.single()
 
 
 def keys_of(rows: int) -> torch.Tensor:
@@ -43,10 +50,10 @@ def test_no_keys_or_no_probability_is_identity() -> None:
 
 def test_rows_sites_samples_and_seeds_are_independent() -> None:
     samples = torch.tensor([5, 6])
-    keys = dropout_keys(1, samples, sequence=8, first_head=0, heads=2)
+    keys = dropout_keys(1, samples, sequence=8, heads=2, context=SINGLE)
     every = torch.cat([keys.hidden, keys.attention])
     assert every.unique().numel() == every.numel()
-    other = dropout_keys(2, samples, sequence=8, first_head=0, heads=2)
+    other = dropout_keys(2, samples, sequence=8, heads=2, context=SINGLE)
     assert not torch.isin(other.hidden, every).any()
     masks = [dropout_mask(keys.hidden, site_key(layer, site), 4096, 0.5) for layer in range(2) for site in range(2)]
     for i, a in enumerate(masks):
@@ -56,13 +63,17 @@ def test_rows_sites_samples_and_seeds_are_independent() -> None:
 
 def test_keys_of_a_head_do_not_depend_on_who_holds_it() -> None:
     samples = torch.tensor([3, 9])
-    whole = dropout_keys(1, samples, sequence=4, first_head=0, heads=4).attention.view(2, 4, 4)
-    part = dropout_keys(1, samples, sequence=4, first_head=2, heads=2).attention.view(2, 2, 4)
-    assert torch.equal(whole[:, 2:], part)
+    whole = dropout_keys(1, samples, sequence=4, heads=4, context=SINGLE).attention.view(2, 4, 4)
+    second_of_two = ParallelContext(layout=Layout(tensor=2), rank=1, tensor=Group(name="tensor", rank=1, size=2))
+    part = dropout_keys(1, samples, sequence=4, heads=4, context=second_of_two)
+    assert torch.equal(whole[:, 2:], part.attention.view(2, 2, 4))
+    along = dataclasses.replace(second_of_two, sequence_parallel=True)
+    rows = dropout_keys(1, samples, sequence=4, heads=4, context=along)
+    assert torch.equal(rows.hidden, part.hidden[4:]) and torch.equal(rows.first, part.hidden[:2])
 
 
 def test_keys_of_a_sample_do_not_depend_on_its_micro_batch() -> None:
-    together = dropout_keys(1, torch.tensor([3, 9]), sequence=4, first_head=0, heads=2)
-    alone = dropout_keys(1, torch.tensor([9]), sequence=4, first_head=0, heads=2)
+    together = dropout_keys(1, torch.tensor([3, 9]), sequence=4, heads=2, context=SINGLE)
+    alone = dropout_keys(1, torch.tensor([9]), sequence=4, heads=2, context=SINGLE)
     assert torch.equal(together.hidden.view(4, 2)[:, 1], alone.hidden)
     assert torch.equal(together.attention.view(2, 2, 4)[1], alone.attention.view(2, 4))

@@ -24,14 +24,14 @@ def losses(module: nn.Module, step: int) -> torch.Tensor:
 
 def test_steps_equal_torch_with_clipping_and_decay_of_matrices_only() -> None:
     ours, theirs = network(), network()
-    optimizer = Optimizer(ours, CONFIG, PrecisionConfig(), ParallelContext.single())
+    optimizer = Optimizer([ours], CONFIG, PrecisionConfig(), ParallelContext.single())
     groups = [
         {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-6)
     for step in range(5):
-        optimizer.zero_gradients()
+        optimizer.begin_step(1)
         losses(ours, step).backward()
         reference.zero_grad()
         losses(theirs, step).backward()
@@ -46,10 +46,10 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
     """Many updates far below bf16's resolution must move the weights."""
     module = network().bfloat16()
     config = OptimizerConfig(lr=1e-5, weight_decay=0.0, clip_grad=0.0)
-    optimizer = Optimizer(module, config, PrecisionConfig(bf16=True), ParallelContext.single())
+    optimizer = Optimizer([module], config, PrecisionConfig(bf16=True), ParallelContext.single())
     before = {name: tensor.clone() for name, (tensor, _) in optimizer.weights().items()}
     for _ in range(3):
-        optimizer.zero_gradients()
+        optimizer.begin_step(2)
         for _ in range(2):
             losses(module, 0).backward()
         optimizer.step(1e-5)
@@ -60,7 +60,7 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
     single = network().bfloat16()
     losses(single, 0).backward()
     name = "0.weight"
-    accumulated = optimizer.flat.of(name, optimizer.flat.gradients)
+    accumulated = optimizer.flat.views([bucket.gradients for bucket in optimizer.flat.buckets])[name]
     torch.testing.assert_close(
         accumulated, 2 * dict(single.named_parameters())[name].grad.float(), rtol=0.02, atol=0.02
     )
@@ -69,21 +69,21 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
     module = network()
-    optimizer = Optimizer(module, CONFIG, PrecisionConfig(), ParallelContext.single())
+    optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
     losses(module, 0).backward()
     optimizer.step(1e-2)
     before = [p.detach().clone() for p in module.parameters()]
-    moments = optimizer.exp_avg.clone()
-    optimizer.zero_gradients()
+    moments = [moment.clone() for moment in optimizer.exp_avg]
+    optimizer.begin_step(1)
     (losses(module, 1) * bad).backward()
     assert optimizer.step(1e-2).skipped
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
-    assert torch.equal(moments, optimizer.exp_avg) and optimizer.steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(moments, optimizer.exp_avg, strict=True)) and optimizer.steps == 1
 
 
 def test_norm_is_that_of_fp64() -> None:
     module = network()
-    optimizer = Optimizer(module, CONFIG, PrecisionConfig(), ParallelContext.single())
+    optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
     losses(module, 0).backward()
     exact = torch.cat([p.grad.double().flatten() for p in module.parameters()]).norm().item()
     assert optimizer.flat.gradient_norm() == pytest.approx(exact, rel=1e-12)
@@ -91,10 +91,9 @@ def test_norm_is_that_of_fp64() -> None:
 
 def test_moments_and_weights_are_views_by_global_name() -> None:
     module = network()
-    optimizer = Optimizer(module, CONFIG, PrecisionConfig(), ParallelContext.single())
+    optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
     weights = optimizer.weights()
     assert set(weights) == {name for name, _ in module.named_parameters()}
     assert set(optimizer.moments()) == {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in weights}
-    weights["0.bias"][0].fill_(3.0)
-    optimizer.publish()
+    optimizer.load_weights(lambda tensors: tensors["0.bias"][0].fill_(3.0))
     assert torch.equal(module[0].bias, torch.full((7,), 3.0))

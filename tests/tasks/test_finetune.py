@@ -79,7 +79,7 @@ def test_losses_are_those_of_a_plain_torch_loop(config: FinetuneConfig, tmp_path
     shape = dataclasses.replace(pretrained.model, hidden_dropout=0.0, attention_dropout=0.0)
     model = BertForTask(shape, SINGLE, num_outputs=2, dropout=0.0)
     initialize(model, config.tuning.seed)
-    load_weights(model, pretrained, fine_tuned=False, context=SINGLE)
+    load_weights([model], pretrained, fine_tuned=False, context=SINGLE)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron.checkpoint.store import weight_shapes
-from megatron.config import PretrainConfig
+from megatron.config import ParallelConfig, PretrainConfig
 from tests.training.corpus import records, write_corpus
 from tests.training.run import config_of, train
 

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron.config import ModelConfig, OptimizerConfig, PrecisionConfig
+from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.data.batches import open_splits
 from megatron.data.tokenizer import load_tokenizer
-from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import initialize
 from megatron.optimizer.adamw import Optimizer
-from megatron.training.step import train_step
+from megatron.training.step import build, train_step
 
 SHAPE = ModelConfig(
     num_layers=2,
@@ -43,12 +41,11 @@ def test_sixty_four_samples_are_learnt_by_heart(corpus: Path, architecture: str)
     batch = splits["train"].assemble(0, 64)
     config = dataclasses.replace(SHAPE, architecture=architecture, vocab_size=tokenizer.vocab_size)
     context = ParallelContext.single()
-    model = BertForPreTraining(config, context)
-    initialize(model, seed=1)
-    optimizer = Optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.0), PrecisionConfig(), context)
+    model = build(config, ParallelConfig(), PrecisionConfig(), 1, context)
+    optimizer = Optimizer(model.chunks, OptimizerConfig(lr=1e-3, weight_decay=0.0), PrecisionConfig(), context)
     for step in range(400):
         rate = 1e-3 * min(1.0, (step + 1) / 20)
-        totals, _ = train_step(model, optimizer, [batch], rate, config=config, seed=1, context=context)
+        totals, _ = train_step(model, optimizer, [batch], rate, seed=1)
         if totals.mlm_hits == totals.masked and totals.sop_hits == totals.samples:
             break
     assert totals.mlm_hits / totals.masked == 1.0

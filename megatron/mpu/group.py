@@ -1,0 +1,209 @@
+"""Processes that communicate along one axis, and every collective operation. Only this room calls torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron.errors import JobError
+from megatron.mpu import shared_memory
+from megatron.native import _C
+
+Reduction = Literal["sum", "max", "min"]
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+# Renamed in PyTorch 2.13.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@dataclass
+class Traffic:
+    """What a process has communicated: calls and bytes of its own tensors by (group, operation)."""
+
+    calls: dict[tuple[str, str], int] = field(default_factory=dict)
+    bytes: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def add(self, group: str, operation: str, size: int) -> None:
+        """Count a call with `size` bytes."""
+        key = group, operation
+        self.calls[key] = self.calls.get(key, 0) + 1
+        self.bytes[key] = self.bytes.get(key, 0) + size
+
+
+@dataclass
+class Activity:
+    """What a process is doing with others at this moment: read by the thread that reports hangs.
+
+    waiting: "all-reduce in the data group (ranks 0, 2)" while inside a collective; since: `time.monotonic()`.
+    """
+
+    waiting: str = ""
+    entered: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """An operation under way. Its tensors must not be touched before `wait`."""
+
+    wait: Callable[[], None] = lambda: None
+
+
+DONE = Pending()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Processes that communicate along one axis. A group of one needs no process group: its operations do nothing.
+
+    rank: this process's place in it; ranks: the members' ranks in the world, in order. shared: memory through which the
+    members reduce where they are processes of one host without a GPU.
+    """
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    ranks: tuple[int, ...] = (0,)
+    handle: dist.ProcessGroup | None = field(default=None, repr=False)
+    shared: _C.SharedGroup | None = field(default=None, repr=False)
+    traffic: Traffic = field(default_factory=Traffic, repr=False)
+    activity: Activity = field(default_factory=Activity, repr=False)
+
+    def all_reduce_(self, tensor: Tensor, operation: Reduction = "sum") -> Tensor:
+        """Reduce `tensor` over the group, in place; returns it."""
+        self.start_all_reduce_(tensor, operation).wait()
+        return tensor
+
+    def start_all_reduce_(self, tensor: Tensor, operation: Reduction = "sum") -> Pending:
+        """Begin to reduce `tensor` in place."""
+        if self.size == 1:
+            return DONE
+        with self._inside("all-reduce", tensor):
+            if self.shared is not None and shared_memory.all_reduce_(self.shared, tensor, operation):
+                return DONE
+            return self._pending("all-reduce", dist.all_reduce(tensor, _OPERATIONS[operation], self.handle, True))
+
+    def start_reduce_scatter(self, output: Tensor, source: Tensor) -> Pending:
+        """Begin to sum `source` over the group; member i gets part i of `size` equal parts in `output`.
+
+        `output` may be this member's part of `source`.
+        """
+        if self.size == 1:
+            return DONE if output.data_ptr() == source.data_ptr() else _copied(output, source)
+        with self._inside("reduce-scatter", source):
+            if self.shared is not None and shared_memory.reduce_scatter(self.shared, output, source):
+                return DONE
+            result = torch.empty_like(output) if source.device.type == "cpu" else output  # gloo: not in place
+            work = _reduce_scatter(result.view(-1), source.view(-1), group=self.handle, async_op=True)
+            return self._pending("reduce-scatter", work, None if result is output else lambda: output.copy_(result))
+
+    def start_all_gather(self, output: Tensor, source: Tensor) -> Pending:
+        """Begin to collect the members' `source` tensors in a row in `output`, of which `source` may be one."""
+        if self.size == 1:
+            return DONE if output.data_ptr() == source.data_ptr() else _copied(output, source)
+        with self._inside("all-gather", source):
+            if self.shared is not None and shared_memory.all_gather_into(self.shared, output, source):
+                return DONE
+            own = source.clone() if source.device.type == "cpu" else source  # gloo: not in place
+            work = _all_gather(output.view(-1), own.view(-1), group=self.handle, async_op=True)
+            return self._pending("all-gather", work)
+
+    def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
+        """The equally shaped tensors of all members, concatenated along `dim` in order of rank."""
+        if self.size == 1:
+            return tensor
+        output = tensor.new_empty((self.size, *tensor.shape))
+        self.start_all_gather(output, tensor.contiguous()).wait()
+        return output.flatten(0, 1) if dim == 0 else torch.cat(output.unbind(0), dim)
+
+    def reduce_scatter(self, tensor: Tensor) -> Tensor:
+        """The sum over the group of this member's rows, of `size` equal parts of dimension 0."""
+        if self.size == 1:
+            return tensor
+        output = tensor.new_empty((tensor.shape[0] // self.size, *tensor.shape[1:]))
+        self.start_reduce_scatter(output, tensor.contiguous()).wait()
+        return output
+
+    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """Copy the tensor of member `source` to all, in place; returns it."""
+        if self.size > 1:
+            with self._inside("broadcast", tensor):
+                dist.broadcast(tensor, group=self.handle, group_src=source)
+        return tensor
+
+    def start_send(self, tensor: Tensor, to: int) -> Pending:
+        """Begin to send a tensor to member `to`. Pairs of members match sends and receives in order."""
+        with self._inside("send", tensor):
+            return self._pending("send", dist.isend(tensor, group=self.handle, group_dst=to))
+
+    def start_receive(self, tensor: Tensor, source: int) -> Pending:
+        """Begin to receive a tensor from member `source`."""
+        with self._inside("receive", tensor):
+            return self._pending("receive", dist.irecv(tensor, group=self.handle, group_src=source))
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all members, in order of rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._inside("all-gather of objects"):
+            dist.all_gather_object(values, value, group=self.handle)
+        return values
+
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """The value of member `source`."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with self._inside("broadcast of objects"):
+            dist.broadcast_object_list(box, group=self.handle, group_src=source)
+        return box[0]
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on any member; the same answer on all."""
+        if self.size == 1:
+            return flag
+        return bool(self.all_reduce_(torch.tensor([float(flag)], device=device), "max").item())
+
+    def barrier(self) -> None:
+        """Wait until all members are here."""
+        if self.size > 1:
+            with self._inside("barrier"):
+                dist.barrier(group=self.handle)
+
+    @contextmanager
+    def _inside(self, operation: str, tensor: Tensor | None = None) -> Iterator[None]:
+        """Count an operation, say what this process waits for, and name it in errors."""
+        if tensor is not None:
+            self.traffic.add(self.name, operation, tensor.numel() * tensor.element_size())
+        self.activity.waiting = f"{operation} in the {self.name} group (ranks {', '.join(map(str, self.ranks))})"
+        self.activity.entered += 1
+        try:
+            yield
+        except RuntimeError as error:
+            raise JobError(f"{self.activity.waiting} failed: {_first_line(error)}") from error
+        self.activity.waiting = ""
+
+    def _pending(self, operation: str, work: Any, then: Callable[[], Any] | None = None) -> Pending:
+        def wait() -> None:
+            with self._inside(operation):
+                work.wait()
+            if then is not None:
+                then()
+
+        return Pending(wait=wait)
+
+
+def _copied(output: Tensor, source: Tensor) -> Pending:
+    output.copy_(source)
+    return DONE
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
