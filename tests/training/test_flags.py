@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron.checkpoint.store import weight_shapes
-from megatron.config import ParallelConfig, PretrainConfig
+from megatron.config import PretrainConfig
 from tests.training.corpus import records, write_corpus
 from tests.training.run import config_of, train
 
@@ -238,7 +238,8 @@ def test_every_flag_is_tried_somewhere() -> None:
         "tokenizer_model",  # test_tokenizers
         "optimizer",  # one choice
     }  # fmt: skip
-    here = Path(__file__).read_text(encoding="utf-8")
+    layouts = [Path(__file__).parents[1] / "layouts" / name for name in ("test_layouts.py", "test_command_line.py")]
+    here = "".join(path.read_text(encoding="utf-8") for path in (Path(__file__), *layouts))
     for section in dataclasses.fields(PretrainConfig):
         for field in dataclasses.fields(section.default_factory()):  # type: ignore[misc]
             assert field.name in elsewhere or field.name in here, field.name
