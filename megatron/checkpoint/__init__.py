@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
 from megatron.checkpoint.store import (
-    NamedTensor,
     check_writable,
     find_checkpoint,
     load_tensors,
@@ -14,7 +13,6 @@ from megatron.checkpoint.store import (
 )
 
 __all__ = [
-    "NamedTensor",
     "check_writable",
     "find_checkpoint",
     "from_huggingface",

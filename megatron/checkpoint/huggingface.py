@@ -30,7 +30,7 @@ from megatron.checkpoint.hub_tokenizer import (
 from megatron.checkpoint.hub_weights import HubWeights, open_weights
 from megatron.checkpoint.model_card import model_card
 from megatron.checkpoint.store import (
-    NamedTensor,
+    ShardedTensor,
     find_checkpoint,
     read_config,
     read_train_state,
@@ -119,7 +119,7 @@ def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) ->
     if check is not None:
         check(hub.model, hub.parameters, folder)
     parameters = {
-        name: NamedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
+        name: ShardedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
         for name, tensor in hub.parameters.items()
     }
     with tempfile.TemporaryDirectory() as temporary:

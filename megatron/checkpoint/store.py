@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,10 +33,11 @@ from megatron.checkpoint.files import (
     write_json,
     write_manifest,
 )
+from megatron.checkpoint.gather import gather_whole
 from megatron.errors import UserError
 from megatron.files import durable_file, flush_folder, replace_file
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardSpec
+from megatron.mpu.sharding import ShardedTensor, ShardSpec
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL = "model.safetensors"
@@ -48,14 +48,6 @@ TRAIN_STATE = "train_state.json"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedTensor:
-    """This rank's part of a global tensor: the local tensor (padding rows included) and where it belongs."""
-
-    tensor: torch.Tensor
-    shard: ShardSpec
 
 
 def check_writable(folder: Path, context: ParallelContext, *, flag: str = "--save") -> None:
@@ -81,8 +73,8 @@ def save_checkpoint(
     folder: Path,
     iteration: int,
     *,
-    model: Mapping[str, NamedTensor],
-    optimizer: Mapping[str, NamedTensor],
+    model: Mapping[str, ShardedTensor],
+    optimizer: Mapping[str, ShardedTensor],
     config: Mapping[str, Any],
     train_state: Mapping[str, Any],
     extra_files: Mapping[str, Path],
@@ -149,7 +141,7 @@ def read_train_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_tensors(
     path: Path,
-    into: Mapping[str, NamedTensor],
+    into: Mapping[str, ShardedTensor],
     *,
     what: str,
     context: ParallelContext,
@@ -237,21 +229,9 @@ def _first(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, NamedTensor], context: ParallelContext) -> None:
-    """Collect the tensors one by one on rank 0, which writes them in order of name.
-
-    The stage that holds a tensor gathers it over its first tensor-parallel group and sends it to the first stage.
-    """
-    described = {
-        name: (part.shard.global_shape, part.tensor.dtype)
-        for name, part in tensors.items()
-        if not (part.shard.tied and context.embedding.rank > 0)
-    }
-    stages = context.pipeline.gather_objects(described)
-    shapes = dict(sorted((name, shape) for stage in stages for name, shape in stage.items()))
-    holder = {name: number for number, stage in enumerate(stages) for name in stage}
-    names = list(shapes) if context.data.rank == 0 else []
-    wholes = ((name, _collected(name, shapes[name], holder[name], tensors, context)) for name in names)
+def _write_tensors(path: Path, tensors: Mapping[str, ShardedTensor], context: ParallelContext) -> None:
+    """Collect the tensors one by one on rank 0, which writes them in order of name."""
+    shapes, wholes = gather_whole(tensors, context)
 
     def write() -> None:
         with durable_file(path) as file:
@@ -266,35 +246,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, NamedTensor], context: Para
         finally:
             for _ in wholes:  # the other ranks of the group are in these collectives, also if writing failed
                 pass
-
-
-def _collected(
-    name: str,
-    shape: tuple[tuple[int, ...], torch.dtype],
-    stage: int,
-    tensors: Mapping[str, NamedTensor],
-    context: ParallelContext,
-) -> torch.Tensor:
-    """A whole tensor on the first rank; on others what they have of it."""
-    pipeline = context.pipeline
-    if pipeline.rank == stage:
-        tensor = _whole(tensors[name], context)
-        if stage > 0 and context.tensor.rank == 0:
-            pipeline.start_send(tensor.contiguous(), 0).wait()
-        return tensor
-    if not context.is_main:
-        return torch.empty(0)
-    tensor = torch.empty(shape[0], dtype=shape[1], device=context.device)
-    pipeline.start_receive(tensor, stage).wait()
-    return tensor
-
-
-def _whole(part: NamedTensor, context: ParallelContext) -> torch.Tensor:
-    shard = part.shard
-    if shard.dim is None:
-        return part.tensor
-    # Ranks hold equal blocks in order of rank, so that padding comes only after the last row of the global tensor.
-    return context.tensor.all_gather(part.tensor, shard.dim).narrow(shard.dim, 0, shard.global_shape[shard.dim])
 
 
 def _writing(path: Path, action: Callable[[], None]) -> None:

@@ -39,6 +39,14 @@ class ShardSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardedTensor:
+    """This rank's part of a global tensor: the local tensor (padding rows included) and where it belongs."""
+
+    tensor: torch.Tensor
+    shard: ShardSpec
+
+
+@dataclass(frozen=True, kw_only=True)
 class Initial:
     """Distribution of a parameter's first value: normal around `mean` with standard deviation `std`."""
 

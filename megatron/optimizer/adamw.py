@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import FlatParameters
-from megatron.mpu.sharding import ShardSpec
+from megatron.mpu.sharding import ShardedTensor
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Tensors: TypeAlias = dict[str, tuple[Tensor, ShardSpec]]
+Tensors: TypeAlias = dict[str, ShardedTensor]
 Result = TypeVar("Result")
 
 
@@ -123,6 +123,10 @@ class Optimizer:
             "exp_avg_sq.", self.flat.gathered(self.exp_avg_sq)
         )
 
+    def gradients(self) -> Tensors:
+        """The gradients of the last step, reduced and clipped, as `weights`."""
+        return self._named("", self.flat.gathered([bucket.own_gradients for bucket in self.flat.buckets]))
+
     def load_weights(self, fill: Callable[[Tensors], Result]) -> Result:
         """Let `fill` write into what `weights` would give, then give the values to the model. Returns fill's result."""
         wholes = self.flat.gathered(self.masters)
@@ -140,7 +144,10 @@ class Optimizer:
         return result
 
     def _named(self, prefix: str, wholes: Sequence[Tensor]) -> Tensors:
-        return {prefix + name: (view, self.flat.shards[name]) for name, view in self.flat.views(wholes).items()}
+        return {
+            prefix + name: ShardedTensor(tensor=view, shard=self.flat.shards[name])
+            for name, view in self.flat.views(wholes).items()
+        }
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state as JSON values."""

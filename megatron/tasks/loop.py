@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron.checkpoint import NamedTensor, load_tensors, save_checkpoint
+from megatron.checkpoint import load_tensors, save_checkpoint
 from megatron.checkpoint.store import MODEL
 from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.random import DropoutKeys, dropout_keys
-from megatron.optimizer.adamw import Optimizer, Outcome, Tensors
+from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.optimizer.schedule import Schedule
 from megatron.tasks import model
 from megatron.tasks.batching import training_batches
@@ -164,10 +164,6 @@ def _train_line(record: dict[str, Any], steps: int) -> str:
     )
 
 
-def _parts(weights: Tensors) -> dict[str, NamedTensor]:
-    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in weights.items()}
-
-
 def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
     """Save the weights to OUTPUT/best, then remove the checkpoint that was the best before."""
     config = {
@@ -180,7 +176,7 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
     kept = save_checkpoint(
         run.output / BEST,
         best["step"],
-        model=_parts(optimizer.weights()),
+        model=optimizer.weights(),
         optimizer={},
         config=config,
         train_state=best,
@@ -195,5 +191,5 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
 
 def _load_best(run: Run, optimizer: Optimizer, step: int) -> None:
     path = run.output / BEST / f"iter_{step:07d}" / MODEL
-    optimizer.load_weights(lambda weights: load_tensors(path, _parts(weights), what="weights", context=run.context))
+    optimizer.load_weights(lambda weights: load_tensors(path, weights, what="weights", context=run.context))
     optimizer.flat.wait_for_weights()

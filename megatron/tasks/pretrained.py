@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from megatron.checkpoint import NamedTensor, find_checkpoint, from_huggingface, load_tensors, read_config
+from megatron.checkpoint import find_checkpoint, from_huggingface, load_tensors, read_config
 from megatron.checkpoint.files import MANIFEST
 from megatron.checkpoint.store import MODEL, TRACKER
 from megatron.config import ModelConfig, model_from_dict
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
+from megatron.mpu.sharding import ShardedTensor
 
 # Names of the vocabulary in a checkpoint: WordPiece, SentencePiece.
 VOCABULARY, SENTENCEPIECE = "vocab.txt", "tokenizer.model"
@@ -78,7 +79,7 @@ def load_weights(
     their initial values. Returns the names that were not in the checkpoint.
     """
     named = [item for chunk in chunks for item in chunk.named_parameters()]
-    into = {name: NamedTensor(tensor=p.data, shard=p.shard) for name, p in named}  # type: ignore[attr-defined]
+    into = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in named}  # type: ignore[attr-defined]
     if not fine_tuned:
         into = {name: part for name, part in into.items() if not name.startswith("task_head.")}
     lacking = load_tensors(

@@ -9,7 +9,6 @@ from typing import Any
 from megatron.checkpoint.store import (
     MODEL,
     OPTIMIZER,
-    NamedTensor,
     find_checkpoint,
     load_tensors,
     read_train_state,
@@ -18,7 +17,7 @@ from megatron.checkpoint.store import (
 from megatron.config import CheckpointConfig, PretrainConfig, to_dict
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
-from megatron.optimizer.adamw import Optimizer, Tensors
+from megatron.optimizer.adamw import Optimizer
 from megatron.training.step import Totals
 
 # Parts that a model for pre-training may start without, e.g. when a published encoder came without its heads.
@@ -79,7 +78,7 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
     lacking = optimizer.load_weights(
         lambda weights: load_tensors(
             origin.path / MODEL,
-            _named(weights),
+            weights,
             what="weights",
             context=context,
             may_lack=_HEADS if converted or not origin.resumed else (),
@@ -88,9 +87,7 @@ def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tupl
     )
     if origin.with_optimizer and has_optimizer:
         optimizer.load_moments(
-            lambda moments: load_tensors(
-                origin.path / OPTIMIZER, _named(moments), what="optimizer state", context=context
-            )
+            lambda moments: load_tensors(origin.path / OPTIMIZER, moments, what="optimizer state", context=context)
         )
         optimizer.load_scalars(state["optimizer"])
     if not origin.resumed or converted:
@@ -109,10 +106,6 @@ def _progress_of(state: dict[str, Any], path: Path) -> Progress:
         ) from None
 
 
-def _named(tensors: Tensors) -> dict[str, NamedTensor]:
-    return {name: NamedTensor(tensor=tensor, shard=shard) for name, (tensor, shard) in tensors.items()}
-
-
 def save(
     config: PretrainConfig,
     progress: Progress,
@@ -125,8 +118,8 @@ def save(
     return save_checkpoint(
         Path(config.checkpoint.save),
         progress.step,
-        model=_named(optimizer.weights()),
-        optimizer={} if config.checkpoint.no_save_optim else _named(optimizer.moments()),
+        model=optimizer.weights(),
+        optimizer={} if config.checkpoint.no_save_optim else optimizer.moments(),
         config=to_dict(config),
         train_state={**asdict(progress), "optimizer": optimizer.scalars()},
         extra_files=extra_files,

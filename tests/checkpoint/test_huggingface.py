@@ -10,14 +10,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from megatron.checkpoint import NamedTensor, find_checkpoint, load_tensors, read_config, save_checkpoint
+from megatron.checkpoint import find_checkpoint, load_tensors, read_config, save_checkpoint
 from megatron.checkpoint.hub_names import merge, parameter_table, split
 from megatron.checkpoint.huggingface import from_huggingface, read_huggingface, to_huggingface
 from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining, BertForTask
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardSpec, initialize
+from megatron.mpu.sharding import ShardedTensor, ShardSpec, initialize
 from tests.checkpoint.hub import CASES, TOKENS, assert_same_weights, hub_model, save_hub
 
 SINGLE = ParallelContext.single()
@@ -31,13 +31,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def our_model(checkpoint: Path) -> BertForPreTraining:
     """The model of a checkpoint, loaded as training does."""
     model = BertForPreTraining(model_from_dict(read_config(checkpoint)["model"]), SINGLE)
-    into = {name: NamedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
+    into = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
     load_tensors(checkpoint / "model.safetensors", into, what="weights", context=SINGLE)
     return model
 
 
 def save_ours(model: torch.nn.Module, config: ModelConfig, folder: Path, **more: Any) -> Path:
-    parameters = {name: NamedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
+    parameters = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
     vocabulary = folder.parent / "words.txt"
     vocabulary.write_text("".join(f"{token}\n" for token in TOKENS), encoding="utf-8")
     arguments = {
@@ -236,7 +236,7 @@ def test_a_config_of_another_model_is_named(tmp_path: Path, change: Any, message
         tmp_path / "save",
         7,
         model={
-            name: NamedTensor(tensor=t, shard=ShardSpec(global_shape=tuple(t.shape)))
+            name: ShardedTensor(tensor=t, shard=ShardSpec(global_shape=tuple(t.shape)))
             for name, t in hub.parameters.items()
         },
         optimizer={},

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from megatron import files
 from megatron.checkpoint import store
 from megatron.checkpoint.store import (
-    NamedTensor,
+    ShardedTensor,
     check_writable,
     find_checkpoint,
     load_tensors,
@@ -33,8 +33,8 @@ SINGLE = ParallelContext.single()
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
-def whole(tensor: torch.Tensor) -> NamedTensor:
-    return NamedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
+def whole(tensor: torch.Tensor) -> ShardedTensor:
+    return ShardedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
@@ -58,11 +58,11 @@ def save(folder: Path, iteration: int, context: ParallelContext = SINGLE, **more
     return save_checkpoint(folder, iteration, **{**arguments, **more})
 
 
-def load(checkpoint: Path, into: dict[str, NamedTensor], **more: Any) -> tuple[str, ...]:
+def load(checkpoint: Path, into: dict[str, ShardedTensor], **more: Any) -> tuple[str, ...]:
     return load_tensors(checkpoint / "model.safetensors", into, what="weights", context=SINGLE, **more)
 
 
-def zeros(like: dict[str, torch.Tensor]) -> dict[str, NamedTensor]:
+def zeros(like: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:
     return {name: whole(torch.zeros_like(tensor)) for name, tensor in like.items()}
 
 
@@ -104,8 +104,8 @@ def test_other_readers_of_safetensors_agree(tmp_path: Path) -> None:
 def test_only_the_rectangle_of_a_rank_is_loaded_and_padding_left(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     word = weights(1)["word"]
-    rows = NamedTensor(tensor=torch.full((4, 4), -1.0), shard=ShardSpec(global_shape=(7, 4), dim=0, start=4, size=3))
-    columns = NamedTensor(
+    rows = ShardedTensor(tensor=torch.full((4, 4), -1.0), shard=ShardSpec(global_shape=(7, 4), dim=0, start=4, size=3))
+    columns = ShardedTensor(
         tensor=torch.zeros(7, 2, dtype=torch.bfloat16), shard=ShardSpec(global_shape=(7, 4), dim=1, start=2, size=2)
     )
     load(path, {"word": rows}, may_hold=("bias", "scale"))
@@ -409,7 +409,7 @@ def test_errors_are_the_same_on_all_ranks(tmp_path: Path, action: str, message: 
     assert all(isinstance(result, UserError) and message in str(result) for result in results), results
 
 
-def _shards(context: ParallelContext) -> dict[str, NamedTensor]:
+def _shards(context: ParallelContext) -> dict[str, ShardedTensor]:
     """Blocks of ceil(7 / 2) rows; the last one is padded with NaN."""
     rank = context.tensor.rank
     start, size = rank * 4, 4 - rank
@@ -419,11 +419,11 @@ def _shards(context: ParallelContext) -> dict[str, NamedTensor]:
     padded = torch.full((4,), float("nan"))
     padded[:size] = bias[start : start + size]
     return {
-        "word": NamedTensor(tensor=rows, shard=ShardSpec(global_shape=(7, 4), dim=0, start=start, size=size)),
-        "columns": NamedTensor(
+        "word": ShardedTensor(tensor=rows, shard=ShardSpec(global_shape=(7, 4), dim=0, start=start, size=size)),
+        "columns": ShardedTensor(
             tensor=word[:, rank * 2 : rank * 2 + 2], shard=ShardSpec(global_shape=(7, 4), dim=1, start=rank * 2, size=2)
         ),
-        "bias": NamedTensor(tensor=padded, shard=ShardSpec(global_shape=(7,), dim=0, start=start, size=size)),
+        "bias": ShardedTensor(tensor=padded, shard=ShardSpec(global_shape=(7,), dim=0, start=start, size=size)),
         "scale": whole(weights(4)["scale"]),
     }
 
@@ -433,7 +433,7 @@ def _tensor_parallel(context: ParallelContext, folder: Path, fail: bool) -> None
         store.durable_file = _no_space
     save(folder, 4, context, model=_shards(context), optimizer={})
     into = {
-        name: NamedTensor(tensor=torch.zeros_like(part.tensor), shard=part.shard)
+        name: ShardedTensor(tensor=torch.zeros_like(part.tensor), shard=part.shard)
         for name, part in _shards(context).items()
     }
     load_tensors(folder / "iter_0000004" / "model.safetensors", into, what="weights", context=context)

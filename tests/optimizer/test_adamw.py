@@ -47,15 +47,15 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
     module = network().bfloat16()
     config = OptimizerConfig(lr=1e-5, weight_decay=0.0, clip_grad=0.0)
     optimizer = Optimizer([module], config, PrecisionConfig(bf16=True), ParallelContext.single())
-    before = {name: tensor.clone() for name, (tensor, _) in optimizer.weights().items()}
+    before = {name: part.tensor.clone() for name, part in optimizer.weights().items()}
     for _ in range(3):
         optimizer.begin_step(2)
         for _ in range(2):
             losses(module, 0).backward()
         optimizer.step(1e-5)
-    for name, (tensor, _) in optimizer.weights().items():
-        moved = (tensor - before[name]).abs()
-        assert tensor.dtype == torch.float32 and 0 < moved.max() < 1e-4
+    for name, part in optimizer.weights().items():
+        moved = (part.tensor - before[name]).abs()
+        assert part.tensor.dtype == torch.float32 and 0 < moved.max() < 1e-4
     assert all(p.dtype == torch.bfloat16 for p in module.parameters())
     single = network().bfloat16()
     losses(single, 0).backward()
@@ -95,5 +95,5 @@ def test_moments_and_weights_are_views_by_global_name() -> None:
     weights = optimizer.weights()
     assert set(weights) == {name for name, _ in module.named_parameters()}
     assert set(optimizer.moments()) == {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in weights}
-    optimizer.load_weights(lambda tensors: tensors["0.bias"][0].fill_(3.0))
+    optimizer.load_weights(lambda tensors: tensors["0.bias"].tensor.fill_(3.0))
     assert torch.equal(module[0].bias, torch.full((7,), 3.0))

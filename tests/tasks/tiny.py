@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron.checkpoint import NamedTensor, save_checkpoint
+from megatron.checkpoint import save_checkpoint
 from megatron.config import ModelConfig, to_dict
 from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import initialize
+from megatron.mpu.sharding import ShardedTensor, initialize
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
@@ -41,7 +41,7 @@ def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: st
     save_checkpoint(
         folder,
         0,
-        model={n: NamedTensor(tensor=p.data, shard=p.shard) for n, p in model.named_parameters()},  # type: ignore
+        model={n: ShardedTensor(tensor=p.data, shard=p.shard) for n, p in model.named_parameters()},  # type: ignore
         optimizer={},
         config={"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}},
         train_state={},
