@@ -35,7 +35,8 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
     for some in _several(batches, context.layout.pipeline):
         own += some
-        if not stop.asked or context.layout.pipeline > 1:  # ranks may have unequal numbers of batches: agree at the end
+        # Those that share a copy of the model have the same batches; others may have more: agree with them at the end.
+        if not context.pipeline.any(context.tensor.any(stop.asked, context.device), context.device):
             sums += evaluation_sums(model, some)
     if stop.agreed(context):
         return None
