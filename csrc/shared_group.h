@@ -44,7 +44,7 @@ class SharedGroup {
 
     SharedSegment segment_;
     int rank_, size_;
-    int64_t part_;         // bytes: a buffer has room for a part of each member and for one result
+    int64_t part_;        // bytes: a buffer has room for a part of each member and for one result
     int64_t chunks_ = 0;  // of all operations so far
     std::mutex mutex_;    // of the operation that runs
     std::vector<const void*> sources_;

@@ -37,7 +37,7 @@ enum Fate : int32_t { kPresent = 0, kClosed = -1 };  // positive: gave up becaus
 static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free,
               "atomics without locks work between processes");
 
-void pause() {
+void relax() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -242,7 +242,7 @@ void SharedSegment::wait_for(int other, Counter counter, int64_t target) {
     if (spins_) {
         for (int i = 0; i < kPauses; ++i) {
             if (arrived()) return;
-            pause();
+            relax();
         }
     }
     for (int i = 0; i < kYields; ++i) {

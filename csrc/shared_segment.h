@@ -49,7 +49,7 @@ class SharedSegment {
 
     void count(Counter counter, int64_t chunks);   // this member's chunks so far; sleepers notice at the next wake
     void wake();
-    void wait(Counter counter, int64_t target);    // until all others have counted so far
+    void wait(Counter counter, int64_t target);   // until all others have counted so far
 
   private:
     struct Member;
