@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig) -> None:
         check_writable(Path(config.checkpoint.save), context)
     origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
-        splits = _open_data(config, tokenizer)
+        splits = open_data(config, tokenizer)
     with _phase("model", context):
         model = build(config.model, config.parallel, config.precision, config.training.seed, context)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
@@ -91,7 +91,8 @@ def _check_device(config: PretrainConfig) -> None:
         raise UserError("--fp16 needs a CUDA device; on a CPU use --bf16 or fp32")
 
 
-def _open_data(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Split]:
+def open_data(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Split]:
+    """The splits of a run's corpora. Raises `UserError` if they cannot be used."""
     data = config.data
     splits = open_splits(
         data_path=data.data_path,
