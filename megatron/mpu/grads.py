@@ -35,6 +35,128 @@ class Run:
     partial: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class BucketLayout:
+    """Which parameters lie side by side in a bucket, and where: `offsets`, elements, one a parameter.
+
+    size: elements of the bucket, with what aligns parameters and makes parts equal; own, runs, tied: see `Bucket`.
+    """
+
+    named: tuple[tuple[str, nn.Parameter], ...]
+    offsets: tuple[int, ...]
+    size: int
+    own: slice
+    runs: tuple[Run, ...]
+    tied: bool
+
+
+def bucket_layouts(
+    modules: Sequence[nn.Module], context: ParallelContext, *, sharded: bool, bucket_size: int
+) -> list[BucketLayout]:
+    """How the parameters of some modules are divided into buckets. Takes only their names, shapes and `ShardSpec`s.
+
+    sharded, bucket_size: as in `FlatParameters`.
+    """
+    named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
+    sharded = sharded and context.data.size > 1
+    return [_layout(group, context, sharded=sharded) for group in _grouped(named, bucket_size)]
+
+
+def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext, *, sharded: bool) -> BucketLayout:
+    tied = any(shard_of(parameter).tied for _, parameter in named)
+    counted_here = not tied or context.embedding.rank == 0
+    kinds = {name: _kind(parameter) for name, parameter in named}
+    offsets: dict[str, int] = {}
+    offset = 0
+    stretches = []
+    for kind in sorted(set(kinds.values())):
+        start = offset
+        for name, parameter in named:
+            if kinds[name] == kind:
+                offsets[name] = offset
+                offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        decay, divided, partial = kind
+        counted = counted_here and (divided or context.tensor.rank == 0)
+        stretches.append((start, offset, decay, counted, partial))
+    members = context.data.size if sharded else 1
+    share = -(-offset // members // _ALIGNMENT) * _ALIGNMENT
+    own = slice(share * context.data.rank, share * (context.data.rank + 1)) if sharded else slice(0, share)
+    runs = tuple(
+        Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
+        for start, stop, decay, counted, partial in stretches
+        if (low := max(start, own.start)) < (high := min(stop, own.stop))
+    )
+    return BucketLayout(
+        named=tuple(named),
+        offsets=tuple(offsets[name] for name, _ in named),
+        size=share * members,
+        own=own,
+        runs=runs,
+        tied=tied,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketLayout:
+    """Which parameters lie side by side in a bucket, and where: `offsets`, elements, one a parameter.
+
+    size: elements of the bucket, with what aligns parameters and makes parts equal; own, runs, tied: see `Bucket`.
+    """
+
+    named: tuple[tuple[str, nn.Parameter], ...]
+    offsets: tuple[int, ...]
+    size: int
+    own: slice
+    runs: tuple[Run, ...]
+    tied: bool
+
+
+def bucket_layouts(
+    modules: Sequence[nn.Module], context: ParallelContext, *, sharded: bool, bucket_size: int
+) -> list[BucketLayout]:
+    """How the parameters of some modules are divided into buckets. Takes only their names, shapes and `ShardSpec`s.
+
+    sharded, bucket_size: as in `FlatParameters`.
+    """
+    named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
+    sharded = sharded and context.data.size > 1
+    return [_layout(group, context, sharded=sharded) for group in _grouped(named, bucket_size)]
+
+
+def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext, *, sharded: bool) -> BucketLayout:
+    tied = any(shard_of(parameter).tied for _, parameter in named)
+    counted_here = not tied or context.embedding.rank == 0
+    kinds = {name: _kind(parameter) for name, parameter in named}
+    offsets: dict[str, int] = {}
+    offset = 0
+    stretches = []
+    for kind in sorted(set(kinds.values())):
+        start = offset
+        for name, parameter in named:
+            if kinds[name] == kind:
+                offsets[name] = offset
+                offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        decay, divided, partial = kind
+        counted = counted_here and (divided or context.tensor.rank == 0)
+        stretches.append((start, offset, decay, counted, partial))
+    members = context.data.size if sharded else 1
+    share = -(-offset // members // _ALIGNMENT) * _ALIGNMENT
+    own = slice(share * context.data.rank, share * (context.data.rank + 1)) if sharded else slice(0, share)
+    runs = tuple(
+        Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
+        for start, stop, decay, counted, partial in stretches
+        if (low := max(start, own.start)) < (high := min(stop, own.stop))
+    )
+    return BucketLayout(
+        named=tuple(named),
+        offsets=tuple(offsets[name] for name, _ in named),
+        size=share * members,
+        own=own,
+        runs=runs,
+        tied=tied,
+    )
+
+
 @dataclass(kw_only=True)
 class Bucket:
     """Some parameters side by side. weights [n], in the dtype of computation; gradients: fp32 [n].
@@ -87,8 +209,8 @@ class FlatParameters:
         self.shards: dict[str, ShardSpec] = {}
         self._places: dict[str, tuple[int, int, torch.Size]] = {}  # bucket, offset in it, local shape
         self._home: dict[nn.Parameter, Bucket] = {}
-        named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
-        self.buckets = [self._new_bucket(number, group) for number, group in enumerate(_grouped(named, bucket_size))]
+        layouts = bucket_layouts(modules, context, sharded=sharded, bucket_size=bucket_size)
+        self.buckets = [self._new_bucket(number, layout) for number, layout in enumerate(layouts)]
         self._places = {name: self._places[name] for m in modules for name, _ in m.named_parameters()}  # in their order
         for unit in units if self.sharded else ():
             self._wait_before(unit)
@@ -171,54 +293,32 @@ class FlatParameters:
     def _runs(self) -> list[tuple[Bucket, Run]]:
         return [(bucket, run) for bucket in self.buckets for run in bucket.runs]
 
-    def _new_bucket(self, number: int, named: Sequence[tuple[str, nn.Parameter]]) -> Bucket:
+    def _new_bucket(self, number: int, layout: BucketLayout) -> Bucket:
         context = self.context
-        tied = any(shard_of(parameter).tied for _, parameter in named)
-        counted_here = not tied or context.embedding.rank == 0
-        kinds = {name: _kind(parameter) for name, parameter in named}
-        offset = 0
-        stretches = []
-        for kind in sorted(set(kinds.values())):
-            start = offset
-            for name, parameter in named:
-                if kinds[name] == kind:
-                    self._places[name] = (number, offset, parameter.shape)
-                    offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-            decay, divided, partial = kind
-            counted = counted_here and (divided or context.tensor.rank == 0)
-            stretches.append((start, offset, decay, counted, partial))
-        share = -(-offset // context.data.size // _ALIGNMENT) * _ALIGNMENT if self.sharded else offset
-        own = slice(share * context.data.rank, share * (context.data.rank + 1)) if self.sharded else slice(0, share)
-        size = share * context.data.size if self.sharded else share
-        weights = torch.zeros(size, dtype=self.dtype, device=context.device)
-        gradients = torch.zeros(size, device=context.device)
-        runs = tuple(
-            Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
-            for start, stop, decay, counted, partial in stretches
-            if (low := max(start, own.start)) < (high := min(stop, own.stop))
-        )
-        initial = torch.zeros(size, device=context.device) if self.dtype != torch.float32 else weights
-        for name, parameter in named:
-            _, start, shape = self._places[name]
-            place = slice(start, start + shape.numel())
-            initial[place].view(shape).copy_(parameter.data)
-            weights[place].view(shape).copy_(parameter.data)
-            parameter.data = weights[place].view(shape)
+        weights = torch.zeros(layout.size, dtype=self.dtype, device=context.device)
+        gradients = torch.zeros(layout.size, device=context.device)
+        initial = torch.zeros(layout.size, device=context.device) if self.dtype != torch.float32 else weights
+        for (name, parameter), start in zip(layout.named, layout.offsets, strict=True):
+            self._places[name] = (number, start, parameter.shape)
+            place = slice(start, start + parameter.numel())
+            initial[place].view(parameter.shape).copy_(parameter.data)
+            weights[place].view(parameter.shape).copy_(parameter.data)
+            parameter.data = weights[place].view(parameter.shape)
             self.shards[name] = shard_of(parameter)
+        own = layout.own
         masters = initial[own] if self.dtype == torch.float32 or not self.sharded else initial[own].clone()
         bucket = Bucket(
-            names=tuple(name for name, _ in named),
+            names=tuple(name for name, _ in layout.named),
             weights=weights,
             gradients=gradients,
             masters=masters,
             own=own,
-            runs=runs,
-            tied=tied,
+            runs=layout.runs,
+            tied=layout.tied,
         )
-        for name, parameter in named:
-            _, start, shape = self._places[name]
+        for (_, parameter), start in zip(layout.named, layout.offsets, strict=True):
             self._home[parameter] = bucket
-            self._collect(bucket, parameter, gradients[start : start + shape.numel()].view(shape))
+            self._collect(bucket, parameter, gradients[start : start + parameter.numel()].view(parameter.shape))
         return bucket
 
     def _collect(self, bucket: Bucket, parameter: nn.Parameter, total: Tensor) -> None:
