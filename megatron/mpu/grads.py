@@ -96,67 +96,6 @@ def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class BucketLayout:
-    """Which parameters lie side by side in a bucket, and where: `offsets`, elements, one a parameter.
-
-    size: elements of the bucket, with what aligns parameters and makes parts equal; own, runs, tied: see `Bucket`.
-    """
-
-    named: tuple[tuple[str, nn.Parameter], ...]
-    offsets: tuple[int, ...]
-    size: int
-    own: slice
-    runs: tuple[Run, ...]
-    tied: bool
-
-
-def bucket_layouts(
-    modules: Sequence[nn.Module], context: ParallelContext, *, sharded: bool, bucket_size: int
-) -> list[BucketLayout]:
-    """How the parameters of some modules are divided into buckets. Takes only their names, shapes and `ShardSpec`s.
-
-    sharded, bucket_size: as in `FlatParameters`.
-    """
-    named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
-    sharded = sharded and context.data.size > 1
-    return [_layout(group, context, sharded=sharded) for group in _grouped(named, bucket_size)]
-
-
-def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext, *, sharded: bool) -> BucketLayout:
-    tied = any(shard_of(parameter).tied for _, parameter in named)
-    counted_here = not tied or context.embedding.rank == 0
-    kinds = {name: _kind(parameter) for name, parameter in named}
-    offsets: dict[str, int] = {}
-    offset = 0
-    stretches = []
-    for kind in sorted(set(kinds.values())):
-        start = offset
-        for name, parameter in named:
-            if kinds[name] == kind:
-                offsets[name] = offset
-                offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-        decay, divided, partial = kind
-        counted = counted_here and (divided or context.tensor.rank == 0)
-        stretches.append((start, offset, decay, counted, partial))
-    members = context.data.size if sharded else 1
-    share = -(-offset // members // _ALIGNMENT) * _ALIGNMENT
-    own = slice(share * context.data.rank, share * (context.data.rank + 1)) if sharded else slice(0, share)
-    runs = tuple(
-        Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
-        for start, stop, decay, counted, partial in stretches
-        if (low := max(start, own.start)) < (high := min(stop, own.stop))
-    )
-    return BucketLayout(
-        named=tuple(named),
-        offsets=tuple(offsets[name] for name, _ in named),
-        size=share * members,
-        own=own,
-        runs=runs,
-        tied=tied,
-    )
-
-
 @dataclass(kw_only=True)
 class Bucket:
     """Some parameters side by side. weights [n], in the dtype of computation; gradients: fp32 [n].
