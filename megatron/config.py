@@ -455,6 +455,29 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DryRunConfig:
+    """Look at a run of any size on one process: no other process, no data and no weights are needed."""
+
+    dry_run: bool = False
+    """Check every rule, print the layout, memory and plan of one rank, and exit."""
+    world_size: int | None = None
+    """Processes of the run to look at [default: those that run]."""
+    rank: int = 0
+    """The rank to look at."""
+
+    def problems(self) -> list[str]:
+        """Violations of the rules of a dry run, as messages."""
+        if not self.dry_run:
+            given = {"--world-size": self.world_size is not None, "--rank": self.rank != 0}
+            return [f"{flag} needs --dry-run" for flag, is_given in given.items() if is_given]
+        if self.world_size is not None and self.world_size < 1:
+            return [f"--world-size must be at least 1, not {self.world_size}"]
+        if not 0 <= self.rank < (self.world_size or self.rank + 1):
+            return [f"--rank {self.rank} must be from 0 to {(self.world_size or 1) - 1}, below --world-size"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pre-training of a BERT-like encoder."""
 
@@ -466,6 +489,7 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    dry_run: DryRunConfig = field(default_factory=DryRunConfig)
 
     def problems(self, world_size: int) -> list[str]:
         """Every violated rule, as messages."""
@@ -517,7 +541,7 @@ class PretrainConfig:
                 found.append(f"--{name.replace('_', '-')} needs --load FOLDER")
         if self.logging.log_interval < 1:
             found.append("--log-interval must be at least 1")
-        return found
+        return found + self.dry_run.problems()
 
     def resolved(self, *, world_size: int) -> "PretrainConfig":
         """Fill in what follows from other options on `world_size` processes.

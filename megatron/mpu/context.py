@@ -78,6 +78,17 @@ class ParallelContext:
         return cls.of_process_group(layout, device, sequence_parallel=sequence_parallel, timeout=timeout)
 
     @classmethod
+    def fake(cls, layout: Layout, rank: int, *, sequence_parallel: bool = False) -> ParallelContext:
+        """The context of any rank of a layout on one process: PyTorch's fake process group, tensors without numbers.
+
+        Collectives return at once. There must be no default process group yet; `close` ends this one.
+        """
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", rank=rank, world_size=layout.world_size, store=FakeStore())
+        return cls.of_process_group(layout, torch.device("meta"), sequence_parallel=sequence_parallel)
+
+    @classmethod
     def of_process_group(
         cls,
         layout: Layout,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from megatron.config import ModelConfig, ParallelConfig, PretrainConfig
+from megatron.config import ModelConfig, ParallelConfig, PretrainConfig, with_vocabulary
+from megatron.data.tokenizer import load_tokenizer
 from megatron.errors import UserError
 from megatron.model.parts import ModelPart, own_parts
 from megatron.mpu.layout import Layout, layout_of_world
@@ -112,11 +113,9 @@ def _timeline(
 def for_planning(config: PretrainConfig) -> PretrainConfig:
     """The configuration with stand-ins for what a plan does not depend on: data, learning rate, length of the run.
 
-    A stand-in is used only where the option is not given. Raises `UserError` if the vocabulary's size is unknown.
+    A stand-in is used only where the option is not given.
     """
     data, training = config.data, config.training
-    if not config.model.vocab_size:
-        raise UserError("the plan needs --vocab-size N, or a --preset that gives it")
     sentencepiece = data.tokenizer_type == "SentencePieceTokenizer"
     given_length = training.train_iters is not None or training.train_samples is not None
     return dataclasses.replace(
@@ -130,6 +129,19 @@ def for_planning(config: PretrainConfig) -> PretrainConfig:
         optimizer=config.optimizer if config.optimizer.lr else dataclasses.replace(config.optimizer, lr=1e-4),
         training=training if given_length else dataclasses.replace(training, train_iters=1_000_000),
     )
+
+
+def with_word_table(config: PretrainConfig) -> PretrainConfig:
+    """The configuration with the size of the word table: of the vocabulary, where its file is given.
+
+    config: as given, without stand-ins. Raises `UserError` if neither file nor size is given, and for a bad file.
+    """
+    data, tokens = config.data, config.model.vocab_size
+    if data.vocab_file is not None or data.tokenizer_model is not None:
+        tokens = load_tokenizer(data.tokenizer_type, data.vocab_file, data.tokenizer_model).vocab_size
+    if not tokens:
+        raise UserError("a plan needs the size of the word table: --vocab-size N, a --preset with one, or --vocab-file")
+    return dataclasses.replace(config, model=with_vocabulary(config.model, tokens))
 
 
 def case_of(config: PretrainConfig, world_size: int) -> Case:

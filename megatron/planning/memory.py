@@ -55,8 +55,11 @@ def largest_memory(case: Case) -> StageMemory:
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, or MiB where that says more."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+    """Bytes in the unit that says most."""
+    for unit, bytes_of_unit in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= bytes_of_unit / 10:
+            return f"{size / bytes_of_unit:.2f} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def memory_table(memory: StageMemory) -> list[str]:
