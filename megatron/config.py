@@ -19,6 +19,11 @@ def _nearest_divisors(number: int, value: int) -> str:
     return ", ".join(map(str, sorted(sorted(choices, key=lambda n: abs(n - value))[:3])))
 
 
+def _equal_split(number: int, parts: int) -> str:
+    """A --pipeline-split of `number` layers into parts that differ by one layer at most."""
+    return ",".join(str(number // parts + (part < number % parts)) for part in range(parts))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of the encoder."""
@@ -184,7 +189,8 @@ class ParallelConfig:
         if virtual is not None:
             if virtual < 1 or (layers > 0 and layers % (pipeline * virtual)):
                 choices = [n for n in range(1, layers + 1) if layers % (pipeline * n) == 0]
-                near = ", ".join(map(str, sorted(sorted(choices, key=lambda n: abs(n - virtual))[:3]))) or "none"
+                near = ", ".join(map(str, sorted(sorted(choices, key=lambda n: abs(n - virtual))[:3])))
+                near = near or "none; --pipeline-split states chunks of unequal size"
                 found.append(
                     f"--num-layers-per-virtual-pipeline-stage {virtual} x {pipeline} stages does not divide "
                     f"--num-layers {layers}; nearest that do: {near}"
@@ -201,7 +207,7 @@ class ParallelConfig:
                 found.append(
                     f"--pipeline-split {self.pipeline_split} must be positive, sum to --num-layers {layers} and have "
                     f"{pipeline} parts, or a multiple for several chunks a stage; it has {len(split)} and sums to "
-                    f"{sum(split)}"
+                    f"{sum(split)}" + (f"; e.g. {_equal_split(layers, pipeline)}" if layers >= pipeline else "")
                 )
                 return found
         schedule, chunks = self.schedule(model), self.chunks(model)
