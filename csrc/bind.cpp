@@ -174,6 +174,11 @@ void check_length(int64_t length) {
 PYBIND11_MODULE(_C, m) {
     using namespace megatron;
     m.doc() = "Compiled helpers: sample index, batch assembly, blending, dropout. Checked wrappers are in megatron.";
+#ifdef _OPENMP
+    m.attr("openmp") = true;
+#else
+    m.attr("openmp") = false;
+#endif
     m.def("dropout", &dropout_from_addresses, py::arg("x_ptr"), py::arg("y_ptr"), py::arg("rows"), py::arg("cols"),
           py::arg("keys_ptr"), py::arg("site_key"), py::arg("column_offset"), py::arg("probability"),
           py::arg("dtype_code"), py::arg("threads") = 1,

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+openmp: bool
+
 class PieceRule:
     def __init__(self, *, longest: int, slice: int, fewest: int) -> None: ...
 

@@ -121,6 +121,8 @@ class ParallelConfig:
     """Communication library [default: nccl on CUDA, gloo on CPU]."""
     distributed_timeout_minutes: float = 10.0
     """Time after which a collective that not all ranks reach is an error, minutes."""
+    startup_timeout_minutes: float = 30.0
+    """Time after which a phase of start-up that not all ranks have finished is an error, minutes."""
 
     @property
     def model_parallel_size(self) -> int:

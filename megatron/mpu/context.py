@@ -1,22 +1,23 @@
 """The processes of a run: who I am, which groups I am in, on which device.
 
-This is the only module that reads torchrun's environment.
+Only this module and `megatron.mpu.job` read torchrun's environment.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from megatron.errors import UserError
+from megatron.errors import JobError, UserError, reason_of
 from megatron.mpu.group import Activity, Group, Traffic
+from megatron.mpu.job import Job, join_job
 from megatron.mpu.layout import Layout, layout_of_world
 from megatron.mpu.shared_memory import open_shared_group
 
@@ -32,6 +33,8 @@ class ParallelContext:
 
     embedding: the first and the last stage, which both hold the word table; of size 1 elsewhere. sequence_parallel:
     whether what is replicated over the tensor group outside its linear layers is divided along the sequence instead.
+    job: the processes that torchrun started, where it did. As a context manager it is closed at the end of the block;
+    after an error the other ranks are told the reason instead.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -43,6 +46,7 @@ class ParallelContext:
     embedding: Group = field(default_factory=lambda: Group(name="embedding"))
     sequence_parallel: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    job: Job | None = field(default=None, repr=False)
 
     @classmethod
     def single(cls, device: str = "cpu") -> ParallelContext:
@@ -58,10 +62,13 @@ class ParallelContext:
         sequence_parallel: bool = False,
         backend: Literal["auto", "gloo", "nccl"] = "auto",
         timeout_minutes: float = 10.0,
+        startup_timeout_minutes: float = 30.0,
+        agree: Callable[[Job], None] | None = None,
     ) -> ParallelContext:
         """The context of a process started by torchrun, or alone where torchrun did not start it.
 
-        Raises `UserError` if the sizes do not divide the number of processes.
+        agree: compares what must be the same on all ranks before anything depends on it; raises on all of them. Raises
+        `UserError` if the sizes do not divide the number of processes, and `JobError` with the ranks that do not come.
         """
         cuda = torch.cuda.is_available() and backend != "gloo"
         if backend == "nccl" and not cuda:
@@ -74,8 +81,25 @@ class ParallelContext:
         if cuda:
             torch.cuda.set_device(device)
         timeout = datetime.timedelta(minutes=timeout_minutes)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
-        return cls.of_process_group(layout, device, sequence_parallel=sequence_parallel, timeout=timeout)
+        job = join_job(timeout_minutes=timeout_minutes, startup_timeout_minutes=startup_timeout_minutes)
+        assert job is not None  # there are several processes
+        try:
+            if agree is not None:
+                agree(job)
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=dist.PrefixStore("groups", job.store),
+                rank=job.rank,
+                world_size=job.size,
+                timeout=timeout,
+            )
+            return cls.of_process_group(layout, device, sequence_parallel=sequence_parallel, timeout=timeout, job=job)
+        except UserError as error:
+            job.leave(reason_of(error))
+            raise
+        except RuntimeError as error:
+            failure = f"the process groups could not be made: {reason_of(error)}"
+            raise JobError(job.watch.explain(failure)) from error
 
     @classmethod
     def fake(cls, layout: Layout, rank: int, *, sequence_parallel: bool = False) -> ParallelContext:
@@ -97,13 +121,14 @@ class ParallelContext:
         sequence_parallel: bool = False,
         timeout: datetime.timedelta = datetime.timedelta(minutes=10),
         shared_memory: bool = True,
+        job: Job | None = None,
     ) -> ParallelContext:
         """The context over an initialised default process group of `layout.world_size` processes.
 
         shared_memory: let CPU processes of one host reduce through memory instead of the network.
         """
         rank = dist.get_rank()
-        traffic, activity = Traffic(), Activity()
+        traffic, activity = Traffic(), Activity() if job is None else job.activity
 
         def group(name: str, ranks: tuple[int, ...], *, reduces: bool) -> Group:
             if len(ranks) == 1 or rank not in ranks:
@@ -143,12 +168,35 @@ class ParallelContext:
             embedding=group("embedding", (stages[0], stages[-1]) if len(stages) > 1 else (rank,), reduces=True),
             sequence_parallel=sequence_parallel and layout.tensor > 1,
             device=device,
+            job=job,
         )
+
+    def __enter__(self) -> ParallelContext:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+        elif self.job is not None and not isinstance(error, JobError):  # of which all know already
+            self.job.leave(reason_of(error))
 
     @property
     def is_main(self) -> bool:
         """Whether this process speaks for the run."""
         return self.rank == 0
+
+    @property
+    def backend(self) -> str:
+        """The communication library between ranks; "none" for a process alone."""
+        return dist.get_backend() if self.world.size > 1 else "none"
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """A phase of start-up, which ends on all ranks together or with the names of those who are late."""
+        return nullcontext() if self.job is None else self.job.phase(name)
+
+    def doing(self, what: str) -> None:
+        """Say what this process is at, for reports of hangs."""
+        self.world.activity.phase = what
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -171,6 +219,8 @@ class ParallelContext:
                 raise UserError(other if rank == self.rank or message else f"{other} (on rank {rank})") from None
 
     def close(self) -> None:
-        """Leave the process groups."""
+        """Leave the process groups, when all ranks do."""
+        if self.job is not None:
+            self.job.leave()
         if self.world.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from megatron.errors import JobError
 from megatron.mpu import shared_memory
+from megatron.mpu.pulse import Operation
 from megatron.native import _C
 
 Reduction = Literal["sum", "max", "min"]
@@ -39,13 +42,25 @@ class Traffic:
 
 @dataclass
 class Activity:
-    """What a process is doing with others at this moment: read by the thread that reports hangs.
+    """What a process is doing with others: written by the thread that works, read by the one that watches.
 
-    waiting: "all-reduce in the data group (ranks 0, 2)" while inside a collective; since: `time.monotonic()`.
+    operation: the last one begun; entered: collectives begun, by group. phase: what the process is at, in words;
+    phase_number counts the phases of start-up, phase_since is `time.monotonic()` of the beginning of the one under way,
+    arrived says whether this process waits at its end. explain: finds out why an operation failed; may take seconds.
     """
 
-    waiting: str = ""
-    entered: int = 0
+    operation: Operation = field(default_factory=Operation)
+    entered: dict[str, int] = field(default_factory=dict)
+    phase: str = "start-up"
+    phase_number: int = 0
+    phase_since: float = math.inf
+    arrived: bool = False
+    explain: Callable[[str], str] = str
+
+    def begin_phase(self, name: str) -> None:
+        """Enter a phase of start-up."""
+        self.arrived, self.phase_since, self.phase = False, time.monotonic(), name
+        self.phase_number += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +154,13 @@ class Group:
 
     def start_send(self, tensor: Tensor, to: int) -> Pending:
         """Begin to send a tensor to member `to`. Pairs of members match sends and receives in order."""
-        with self._inside("send", tensor):
-            return self._pending("send", dist.isend(tensor, group=self.handle, group_dst=to))
+        with self._inside("send", tensor, peer=to):
+            return self._pending("send", dist.isend(tensor, group=self.handle, group_dst=to), peer=to)
 
     def start_receive(self, tensor: Tensor, source: int) -> Pending:
         """Begin to receive a tensor from member `source`."""
-        with self._inside("receive", tensor):
-            return self._pending("receive", dist.irecv(tensor, group=self.handle, group_src=source))
+        with self._inside("receive", tensor, peer=source):
+            return self._pending("receive", dist.irecv(tensor, group=self.handle, group_src=source), peer=source)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all members, in order of rank."""
@@ -178,21 +193,37 @@ class Group:
                 dist.barrier(group=self.handle)
 
     @contextmanager
-    def _inside(self, operation: str, tensor: Tensor | None = None) -> Iterator[None]:
-        """Count an operation, say what this process waits for, and name it in errors."""
+    def _inside(
+        self, name: str, tensor: Tensor | None = None, *, peer: int | None = None, begun: int | None = None
+    ) -> Iterator[None]:
+        """Count an operation, say what this process waits for, and name it in errors.
+
+        peer: the member at the other end of a transfer. begun: the number that a collective got when it was begun; a
+        wait for it is not another one.
+        """
         if tensor is not None:
-            self.traffic.add(self.name, operation, tensor.numel() * tensor.element_size())
-        self.activity.waiting = f"{operation} in the {self.name} group (ranks {', '.join(map(str, self.ranks))})"
-        self.activity.entered += 1
+            self.traffic.add(self.name, name, tensor.numel() * tensor.element_size())
+        activity, awaited, number = self.activity, self.ranks, 0
+        if peer is not None:
+            awaited = awaited[self.rank], awaited[peer]
+        else:
+            number = activity.entered.get(self.name, 0) + 1 if begun is None else begun
+            if begun is None:
+                activity.entered[self.name] = number
+        activity.operation = Operation(name, self.name, awaited, number, True, time.monotonic())
         try:
             yield
         except RuntimeError as error:
-            raise JobError(f"{self.activity.waiting} failed: {_first_line(error)}") from error
-        self.activity.waiting = ""
+            raise JobError(activity.explain(f"{activity.operation} failed: {_first_line(error)}")) from error
+        activity.operation = Operation(name, self.name, awaited, number, False, time.monotonic())
 
-    def _pending(self, operation: str, work: Any, then: Callable[[], Any] | None = None) -> Pending:
+    def _pending(
+        self, name: str, work: Any, then: Callable[[], Any] | None = None, *, peer: int | None = None
+    ) -> Pending:
+        begun = None if peer is not None else self.activity.entered[self.name]
+
         def wait() -> None:
-            with self._inside(operation):
+            with self._inside(name, peer=peer, begun=begun):
                 work.wait()
             if then is not None:
                 then()

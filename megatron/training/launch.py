@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,43 +11,52 @@ from pathlib import Path
 
 import torch
 
-from megatron import __version__
 from megatron.checkpoint.store import check_writable
 from megatron.config import PretrainConfig, to_dict, with_vocabulary
 from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
-from megatron.model.parts import split_of
 from megatron.mpu.context import ParallelContext, launched_processes
-from megatron.optimizer.schedule import total_samples
-from megatron.training.evaluation import evaluation_samples
+from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.records import Recorder
+from megatron.training.report import start_report
 from megatron.training.signals import watch_signals
-from megatron.training.state import Origin, Progress, find_origin, load
-from megatron.training.step import Pretraining, build, new_optimizer, num_parameters
+from megatron.training.state import Progress, find_origin, load
+from megatron.training.step import build, new_optimizer
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Pre-train as the configuration says. Raises `UserError` on all ranks for what a user can mend."""
     config = config.resolved(world_size=launched_processes())
     _check_device(config)
-    context = ParallelContext.from_environment(
-        tensor=config.parallel.tensor_model_parallel_size,
-        pipeline=config.parallel.pipeline_model_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-        backend=config.parallel.distributed_backend,
-        timeout_minutes=config.parallel.distributed_timeout_minutes,
-    )
-    stop = watch_signals(config.training.exit_duration_in_mins)
+    parallel = config.parallel
+    with ParallelContext.from_environment(
+        tensor=parallel.tensor_model_parallel_size,
+        pipeline=parallel.pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        backend=parallel.distributed_backend,
+        timeout_minutes=parallel.distributed_timeout_minutes,
+        startup_timeout_minutes=parallel.startup_timeout_minutes,
+        agree=lambda job: check_start(job, config),
+    ) as context:
+        _pretrain(config, context)
+
+
+def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
+    if context.is_main and context.job is not None:
+        print(f"start-up: {context.world.size} ranks are here and agree ({context.backend})", flush=True)
+    stop = watch_signals(config.training.exit_duration_in_mins, context)
     with _phase("vocabulary", context), context.together():
         tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
         config = dataclasses.replace(config, model=with_vocabulary(config.model, tokenizer.vocab_size))
-    if config.checkpoint.save is not None:
-        check_writable(Path(config.checkpoint.save), context)
-    origin = find_origin(config.checkpoint, context)
+    with _phase("folders", context):
+        if config.checkpoint.save is not None:
+            check_writable(Path(config.checkpoint.save), context)
+        origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
         splits = open_data(config, tokenizer)
+    check_agreement(context.job, "data", data_facts(tokenizer, splits))
     with _phase("model", context):
         model = build(config.model, config.parallel, config.precision, config.training.seed, context)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
@@ -59,8 +67,9 @@ def pretrain(config: PretrainConfig) -> None:
             with context.together():
                 _check_vocabulary(origin.path, config)
             progress, lacking = load(origin, optimizer, context)
-    recorder = _open_records(config, context, progress)
-    for line in _summary(config, context, splits, model, origin, progress, lacking):
+    with _phase("records", context):
+        recorder = _open_records(config, context, progress)
+    for line in start_report(config, context, splits, model, origin, progress, lacking):
         recorder.say(line)
     run = Run(
         config=config,
@@ -74,14 +83,14 @@ def pretrain(config: PretrainConfig) -> None:
     )
     (evaluate_only if config.training.skip_train else train)(run, progress)
     recorder.close()
-    context.close()
 
 
 @contextmanager
 def _phase(name: str, context: ParallelContext) -> Iterator[None]:
-    """Say on the main rank what start-up is doing, and how long it took."""
+    """A phase of start-up, which all ranks finish together; the main rank says how long it took."""
     started = time.perf_counter()
-    yield
+    with context.phase(name):
+        yield
     if context.is_main:
         print(f"start-up: {name} ({time.perf_counter() - started:.1f} s)", flush=True)
 
@@ -142,59 +151,3 @@ def _open_records(config: PretrainConfig, context: ParallelContext, progress: Pr
             path = Path(config.checkpoint.save) / "config.json"
             path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
     return recorder
-
-
-def _layout_lines(config: PretrainConfig, context: ParallelContext) -> Iterator[str]:
-    """The layout and the batch arithmetic."""
-    layout, parallel, train = context.layout, config.parallel, config.training
-    yield (
-        f"layout: {layout.world_size} processes = tensor {layout.tensor} x pipeline {layout.pipeline} x "
-        f"data {layout.data}"
-        + (", sequence parallel" if context.sequence_parallel else "")
-        + (", distributed optimizer" if parallel.use_distributed_optimizer else "")
-    )
-    if layout.pipeline > 1:
-        split = ", ".join(map(str, split_of(config.model, parallel)))
-        yield f"pipeline: {parallel.schedule(config.model)}, layers of its parts: {split}"
-    micro_batches = train.global_batch_size // (train.micro_batch_size * layout.data)
-    yield (
-        f"batch: {train.global_batch_size} = {train.micro_batch_size} samples x {micro_batches} micro-batches x "
-        f"{layout.data} data-parallel"
-    )
-
-
-def _summary(
-    config: PretrainConfig,
-    context: ParallelContext,
-    splits: dict[str, Split],
-    model: Pretraining,
-    origin: Origin | None,
-    progress: Progress,
-    lacking: tuple[str, ...],
-) -> Iterator[str]:
-    """What is about to happen: configuration, machine, data, model, start."""
-    yield "configuration:"
-    for section, values in to_dict(config).items():
-        yield f"  {section}: " + ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)
-    yield (
-        f"megatron {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{context.device.type}, {torch.get_num_threads()} threads a process"
-    )
-    yield from _layout_lines(config, context)
-    parameters = sum(context.pipeline.gather_objects(num_parameters(model.chunks, context)))
-    yield f"model: {parameters:,} parameters in {config.precision.dtype}"
-    wanted = {"train": total_samples(config)}
-    for name, split in splits.items():
-        for line in split.describe():
-            yield f"data: {line}"
-        samples = wanted.get(name) or evaluation_samples(split, config)
-        epochs = ", ".join(f"{value:.2f}" for value in split.epochs(samples))
-        yield f"data: {name}: {samples:,} samples are {epochs} epochs"
-    if origin is None:
-        yield "start: from random weights"
-    elif origin.resumed and progress.step:
-        yield f"start: continuing {origin.path} at step {progress.step}, {progress.consumed_samples:,} samples consumed"
-    else:
-        yield f"start: weights of {origin.path}, step 0"
-    if lacking:
-        yield f"start: initialised, because the checkpoint lacks them: {', '.join(lacking)}"

@@ -50,6 +50,7 @@ def train(run: Run, progress: Progress) -> None:
             batch = next(batches)
             rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
+            context.doing(f"step {progress.step}")
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
             totals, outcome = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
             _count(progress, totals, outcome.skipped)

@@ -27,7 +27,7 @@ class StopFlag:
         return context.world.any(self.asked, context.device)
 
 
-def watch_signals(minutes: float | None) -> StopFlag:
+def watch_signals(minutes: float | None, context: ParallelContext) -> StopFlag:
     """A flag that SIGTERM (and SIGINT, which torchrun passes on) sets, or the end of `minutes`."""
     flag = StopFlag(deadline=None if minutes is None else time.monotonic() + 60.0 * minutes)
 
@@ -38,4 +38,6 @@ def watch_signals(minutes: float | None) -> StopFlag:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
+    if context.job is not None:
+        context.job.watch.watch_signals()
     return flag

@@ -74,11 +74,13 @@ def arguments(folder: Path, **flags: Any) -> list[str]:
     return argv
 
 
-def command(argv: list[str], *, processes: int = 1, **options: Any) -> subprocess.Popen[str]:
-    """Start pretrain_bert.py, under torchrun where there are several processes."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def command(
+    argv: list[str], *, processes: int = 1, launcher: list[str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """Start pretrain_bert.py, under torchrun where there are several processes; launcher: its arguments otherwise."""
+    if launcher is None and processes > 1:
+        launcher = ["--standalone", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, *(["-m", "torch.distributed.run", *launcher] if launcher else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*launcher, str(ROOT / "pretrain_bert.py"), *argv],

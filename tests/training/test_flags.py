@@ -233,7 +233,8 @@ def test_every_flag_is_tried_somewhere() -> None:
         # tests/optimizer/test_loss_scale.py
         "fp16", "loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis",
         "finetune", "ckpt_step", "no_save_optim", "load",  # test_resume
-        "distributed_backend", "distributed_timeout_minutes",  # test_data_parallel
+        "distributed_backend",  # test_data_parallel
+        "distributed_timeout_minutes", "startup_timeout_minutes",  # test_failures
         "vocab_file",  # test_bad_input
         "tokenizer_model",  # test_tokenizers
         "optimizer",  # one choice
