@@ -99,10 +99,14 @@ def check_start(job: Job, config: Any) -> None:
 
     Raises the same `UserError` on all ranks if they differ.
     """
-    cuda = torch.cuda.is_available() and config.parallel.distributed_backend != "gloo"
-    check_agreement(job, "code", code_facts())
-    check_agreement(job, "environment", environment_facts("cuda" if cuda else "cpu"))
+    check_installation(job, gloo=config.parallel.distributed_backend == "gloo")
     check_agreement(job, "configuration", configuration_facts(config))
+
+
+def check_installation(job: Job, *, gloo: bool = False) -> None:
+    """Compare code and environment; the same `UserError` on all ranks if they differ. gloo: devices are not used."""
+    check_agreement(job, "code", code_facts())
+    check_agreement(job, "environment", environment_facts("cuda" if torch.cuda.is_available() and not gloo else "cpu"))
 
 
 def check_agreement(job: Job | None, name: str, facts: Facts) -> None:
