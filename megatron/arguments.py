@@ -104,6 +104,17 @@ def _flags_of_file(path: Path) -> list[str]:
     return _flags(values)
 
 
+def flags_of(config: Any) -> list[str]:
+    """The flags that make `parse` give this configuration, of sections with defaults."""
+    default = type(config)()
+    changed: dict[str, Any] = {}
+    for section in dataclasses.fields(config):
+        part, plain = getattr(config, section.name), getattr(default, section.name)
+        values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        changed |= {name: value for name, value in values.items() if value != getattr(plain, name)}
+    return _flags(changed)
+
+
 def _flags(values: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     for name, value in values.items():
