@@ -17,6 +17,7 @@ from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext, launched_processes
+from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.records import Recorder
@@ -69,7 +70,8 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
             progress, lacking = load(origin, optimizer, context)
     with _phase("records", context):
         recorder = _open_records(config, context, progress)
-    for line in start_report(config, context, splits, model, origin, progress, lacking):
+    memory = memory_lines(config, context.world.size, context.rank)
+    for line in start_report(config, context, splits, model, origin, progress, lacking, memory):
         recorder.say(line)
     run = Run(
         config=config,
