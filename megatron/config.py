@@ -460,6 +460,8 @@ class LoggingConfig:
     """Weights & Biases project (needs wandb installed)."""
     wandb_exp_name: str | None = None
     """Weights & Biases name of the run."""
+    pipeline_trace: str | None = None
+    """Folder for the executed schedule of the last recorded step (tools/show_schedule.py draws it)."""
 
 
 @dataclass(frozen=True, kw_only=True)

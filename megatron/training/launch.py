@@ -54,12 +54,15 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
     with _phase("folders", context):
         if config.checkpoint.save is not None:
             check_writable(Path(config.checkpoint.save), context)
+        if config.logging.pipeline_trace is not None:
+            check_writable(Path(config.logging.pipeline_trace), context, flag="--pipeline-trace")
         origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
         splits = open_data(config, tokenizer)
     check_agreement(context.job, "data", data_facts(tokenizer, splits))
     with _phase("model", context):
-        model = build(config.model, config.parallel, config.precision, config.training.seed, context)
+        traced = config.logging.pipeline_trace is not None
+        model = build(config.model, config.parallel, config.precision, config.training.seed, context, traced=traced)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
     progress = Progress()
     lacking: tuple[str, ...] = ()

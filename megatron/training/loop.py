@@ -12,13 +12,14 @@ from megatron.config import PretrainConfig
 from megatron.data.batches import Batch, Split, step_batches
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
+from megatron.mpu.pipeline.executor import write_trace
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.training.evaluation import evaluate
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.signals import StopFlag
 from megatron.training.state import Progress, save
-from megatron.training.step import Pretraining, Totals, train_step
+from megatron.training.step import Pretraining, Step, Totals, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,13 @@ def train(run: Run, progress: Progress) -> None:
             progress.step += 1
             context.doing(f"step {progress.step}")
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-            totals, outcome = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
-            _count(progress, totals, outcome.skipped)
+            step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+            _count(progress, step.totals, step.outcome.skipped)
             _give_up_if_stuck(progress, batch, config)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
-                _record(run, progress, total, outcome.grad_norm, rate, time.perf_counter() - window_start)
+                _record(run, progress, total, step.outcome.grad_norm, rate, time.perf_counter() - window_start)
+                _trace(run, step)
                 progress.window, progress.window_steps = Totals(), 0
                 window_start = time.perf_counter()
             stopping = run.stop.agreed(context)
@@ -147,6 +149,13 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
     left = (total - progress.consumed_samples) / config.training.global_batch_size
     end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)
     run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * seconds / steps))
+
+
+def _trace(run: Run, step: Step) -> None:
+    """Write the trace of a step where --pipeline-trace wants it: one file a stage."""
+    context, folder = run.context, run.config.logging.pipeline_trace
+    if folder is not None and context.data.rank == 0 and context.tensor.rank == 0:
+        write_trace(step.trace, Path(folder), context.pipeline.rank)
 
 
 def _evaluate(run: Run, name: str, progress: Progress) -> bool:

@@ -82,10 +82,10 @@ def train_some(config: PretrainConfig, split: Split, steps: int, context: Parall
     )
     found = Figures(losses={"MLM loss": [], "SOP loss": [], "gradient norm": []})
     for step in range(steps):
-        totals, outcome = train_step(model, optimizer, next(batches), config.optimizer.lr, seed=seed)
-        found.losses["MLM loss"].append(totals.mlm / max(totals.masked, 1.0))
-        found.losses["SOP loss"].append(totals.sop / max(totals.samples, 1.0))
-        found.losses["gradient norm"].append(outcome.grad_norm)
+        done = train_step(model, optimizer, next(batches), config.optimizer.lr, seed=seed)
+        found.losses["MLM loss"].append(done.totals.mlm / max(done.totals.masked, 1.0))
+        found.losses["SOP loss"].append(done.totals.sop / max(done.totals.samples, 1.0))
+        found.losses["gradient norm"].append(done.outcome.grad_norm)
         if step == 0:
             found.gradients.update(_on_first_rank(optimizer.gradients(), context))
     found.weights.update(_on_first_rank(optimizer.weights(), context))

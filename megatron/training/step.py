@@ -18,7 +18,7 @@ from megatron.data.batches import Batch
 from megatron.model import BertEncoder, BertForPreTraining, LossSums
 from megatron.model.parts import Recompute, own_parts
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.pipeline.executor import Pipeline, boundary_shape, new_pipeline
+from megatron.mpu.pipeline.executor import Pipeline, Timed, boundary_shape, new_pipeline
 from megatron.mpu.random import DropoutKeys, dropout_keys
 from megatron.mpu.sharding import initialize, shard_of
 from megatron.optimizer.adamw import DTYPES, Optimizer, Outcome
@@ -38,6 +38,15 @@ class Totals:
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step came to. trace: the actions of this rank's stage."""
+
+    totals: Totals
+    outcome: Outcome
+    trace: list[Timed]
 
 
 def count(batches: Sequence[Batch], context: ParallelContext) -> Totals:
@@ -63,7 +72,13 @@ class Pretraining:
 
 
 def build(
-    config: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, seed: int, context: ParallelContext
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    seed: int,
+    context: ParallelContext,
+    *,
+    traced: bool = False,
 ) -> Pretraining:
     """The chunks of this rank's stage with their initial weights."""
     recompute = Recompute.of(parallel)
@@ -74,7 +89,7 @@ def build(
     return Pretraining(
         config=config,
         chunks=chunks,
-        pipeline=new_pipeline(chunks, parallel.schedule(config), DTYPES[precision.dtype], context),
+        pipeline=new_pipeline(chunks, parallel.schedule(config), DTYPES[precision.dtype], context, traced=traced),
     )
 
 
@@ -143,7 +158,7 @@ def reduced(sums: Tensor, counts: Totals, context: ParallelContext) -> Totals:
 
 def train_step(
     run: Pretraining, optimizer: Optimizer, batches: Sequence[Batch], learning_rate: float, *, seed: int
-) -> tuple[Totals, Outcome]:
+) -> Step:
     """Forward and backward over this rank's micro-batches of a global batch, then the update."""
     context = run.pipeline.context
     counts = count(batches, context)
@@ -161,8 +176,8 @@ def train_step(
         return (output.mlm / counts.masked + output.sop / counts.samples) * optimizer.loss_scale.scale
 
     optimizer.begin_step(len(batches))
-    run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
-    return reduced(sums, counts, context), optimizer.step(learning_rate)
+    trace = run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
+    return Step(totals=reduced(sums, counts, context), outcome=optimizer.step(learning_rate), trace=trace)
 
 
 def evaluation_sums(run: Pretraining, batches: Sequence[Batch]) -> Tensor:

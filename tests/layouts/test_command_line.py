@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,26 @@ def test_a_checkpoint_of_a_layout_continues_in_one_process_and_back(corpus: Path
     for a, b in zip(records(corpus, name="one.jsonl"), records(corpus), strict=True):
         for name in (*LOSSES, "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_the_trace_of_a_run_is_drawn_beside_its_plan(corpus: Path, schedule: str) -> None:
+    """What the stages executed is the plan, in its order, and holds no more activations than it says."""
+    flags = {"pipeline_model_parallel_size": 2, "pipeline_schedule": schedule, "pipeline_trace": corpus / "trace"}
+    for code, err in run_script(ROOT / "pretrain_bert.py", arguments(corpus, **SHAPE, **flags), 2, corpus):
+        assert code == 0, err
+    argv = ["--pipeline-model-parallel-size", "2", "--pipeline-schedule", schedule, "--micro-batches", "4"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "tools" / "show_schedule.py", *argv, "--trace", corpus / "trace"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "NOT in the order of the plan" not in result.stdout
+    planned, executed = result.stdout.split("executed", 1)
+    peaks = [
+        [line for line in text.splitlines() if line.startswith("most activations")] for text in (planned, executed)
+    ]
+    assert peaks[0] == peaks[1] != []

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from megatron.config import PrecisionConfig
+from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
-from tests.layouts.tiny import SHAPES, Row, train
+from megatron.training.step import build, new_optimizer, train_step
+from tests.layouts.tiny import GLOBAL_BATCH, SHAPES, Row, micro_batch, train
 from tests.ranks import run_ranks
 
 TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
@@ -106,9 +107,10 @@ def test_numbers_over_the_network_are_those_through_shared_memory(name: str, one
 @pytest.mark.parametrize("name", SAME_BITS)
 def test_same_bits_where_sums_keep_their_order(name: str) -> None:
     row, other = SAME_BITS[name]
-    expected = run_ranks(other.layout, train, other)[0]
-    for rank in run_ranks(row.layout, train, row):
-        for shape in SHAPES:
+    shapes = ("bert", "megatron-bert, no binary head")
+    expected = run_ranks(other.layout, train, other, PrecisionConfig(), shapes)[0]
+    for rank in run_ranks(row.layout, train, row, PrecisionConfig(), shapes):
+        for shape in shapes:
             for figure in ("mlm", "sop", "evaluation"):
                 assert rank[shape][figure] == expected[shape][figure], (shape, figure)
 
@@ -126,3 +128,26 @@ def test_dropout_is_on_in_the_table(one_process: Figures) -> None:
     with_dropout, without = (one_process[name]["mlm"][0] for name in ("bert", "bert, no dropout, no binary head"))
     assert SHAPES["bert"].hidden_dropout > 0
     assert with_dropout != pytest.approx(without, rel=1e-4)
+
+
+def loss_scales(context: ParallelContext, row: Row) -> list[tuple[bool, float]]:
+    """Whether each step was skipped, and the loss scale after it; fp16 from a scale that is too high at first."""
+    precision = PrecisionConfig(fp16=True, initial_loss_scale=2.0**26, hysteresis=1)
+    model = build(SHAPES["bert"], row.parallel, precision, seed=7, context=context)
+    optimizer = new_optimizer(model.chunks, OptimizerConfig(lr=1e-3), precision, row.parallel, context)
+    share = GLOBAL_BATCH // context.data.size
+    batches = [micro_batch(context.data.rank * share + offset, row.micro) for offset in range(0, share, row.micro)]
+    return [
+        (train_step(model, optimizer, batches, 1e-3, seed=5).outcome.skipped, optimizer.loss_scale.scale)
+        for _ in range(14)
+    ]
+
+
+@pytest.mark.parametrize("name", ["tensor 2, pipeline 2", "ZeRO data 2, sequence 2, pipeline 2, zero-bubble"])
+def test_fp16_skips_and_scales_alike_on_all_ranks(name: str) -> None:
+    """A gradient overflows where its loss does: on some ranks only. All of them skip the step."""
+    ranks = run_ranks(LAYOUTS[name].layout, loss_scales, LAYOUTS[name])
+    assert all(rank == ranks[0] for rank in ranks)
+    skipped = [skip for skip, _ in ranks[0]]
+    assert skipped[0] and not skipped[-1]
+    assert ranks[0][-1][1] == 2.0 ** (26 - sum(skipped))

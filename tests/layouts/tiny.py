@@ -106,11 +106,11 @@ def _train(
     for step in range(STEPS):
         first = step * GLOBAL_BATCH + context.data.rank * share
         batches = [micro_batch(first + offset, row.micro) for offset in range(0, share, row.micro)]
-        totals, outcome = train_step(model, optimizer, batches, 1e-2, seed=5)
-        figures["mlm"].append(totals.mlm / totals.masked)
-        figures["mlm_hits"].append(totals.mlm_hits)
-        figures["sop"].append(totals.sop / totals.samples)
-        figures["norm"].append(outcome.grad_norm)
+        done = train_step(model, optimizer, batches, 1e-2, seed=5)
+        figures["mlm"].append(done.totals.mlm / done.totals.masked)
+        figures["mlm_hits"].append(done.totals.mlm_hits)
+        figures["sop"].append(done.totals.sop / done.totals.samples)
+        figures["norm"].append(done.outcome.grad_norm)
     totals = reduced(evaluation_sums(model, batches), count(batches, context), context)
     figures["evaluation"] = [totals.mlm / totals.masked, totals.sop / totals.samples, totals.masked, totals.tokens]
     return figures

@@ -33,7 +33,7 @@ class Pipeline:
     """How steps go through a stage's chunks.
 
     dtype: of what passes between parts, whose shape by micro-batch is `boundary`. queues: the chunks' weight queues,
-    for zero-bubble.
+    for zero-bubble. traced: take the times of actions after the device's work, which costs some.
     """
 
     schedule: Schedule
@@ -41,6 +41,7 @@ class Pipeline:
     context: ParallelContext
     dtype: torch.dtype
     queues: Sequence[WeightQueue] = ()
+    traced: bool = False
 
     def train(self, micro_batches: int, forward: Forward, boundary: Callable[[int], tuple[int, ...]]) -> list[Timed]:
         """Forward and backward of every micro-batch; gradients go where the parameters have them."""
@@ -53,11 +54,16 @@ class Pipeline:
 
 
 def new_pipeline(
-    chunks: Sequence[nn.Module], schedule: Schedule, dtype: torch.dtype, context: ParallelContext
+    chunks: Sequence[nn.Module],
+    schedule: Schedule,
+    dtype: torch.dtype,
+    context: ParallelContext,
+    *,
+    traced: bool = False,
 ) -> Pipeline:
     """The pipeline of a stage with these chunks of the model."""
     queues = [put_off_weight_gradients(chunk) for chunk in chunks] if schedule == "zero-bubble" else []
-    return Pipeline(schedule=schedule, chunks=len(chunks), context=context, dtype=dtype, queues=queues)
+    return Pipeline(schedule=schedule, chunks=len(chunks), context=context, dtype=dtype, queues=queues, traced=traced)
 
 
 def boundary_shape(sequence: int, samples: int, hidden: int, context: ParallelContext) -> tuple[int, ...]:
@@ -68,7 +74,7 @@ def boundary_shape(sequence: int, samples: int, hidden: int, context: ParallelCo
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """An action as it was executed; seconds of `time.perf_counter()`."""
+    """An action as it was executed; seconds of `time.time()`, which the stages of a host share."""
 
     action: Action
     start: float
@@ -120,12 +126,19 @@ def _execute(
             state.arriving[instruction.message] = tensor, group.start_receive(tensor, instruction.peer)
         else:
             received = _needed(instruction, state)
-            start = time.perf_counter()
+            start = _clock(pipeline)
             _compute(instruction, received, state)
-            trace.append(Timed(action=instruction, start=start, finish=time.perf_counter()))
+            trace.append(Timed(action=instruction, start=start, finish=_clock(pipeline)))
     for _, pending in state.leaving:
         pending.wait()
     return trace
+
+
+def _clock(pipeline: Pipeline) -> float:
+    """The time, after the device's work where the trace is wanted."""
+    if pipeline.traced and pipeline.context.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.time()
 
 
 def _part(action: Action, state: _State) -> int:
