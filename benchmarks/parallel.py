@@ -33,7 +33,8 @@ from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys
 from megatron.mpu.sharding import initialize
-from megatron.training.step import build, call, new_optimizer, train_step
+from megatron.training.model import build, call, new_optimizer
+from megatron.training.step import train_step
 
 RESULTS = Path(__file__).resolve().parent / "results" / "parallel.json"
 SAMPLES, SEQUENCE, VOCABULARY = 8, 128, 21128

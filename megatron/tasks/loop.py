@@ -26,8 +26,8 @@ from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.evaluation import evaluate, scores_line
 from megatron.tasks.inputs import description
 from megatron.tasks.run import Run
+from megatron.training.model import new_optimizer
 from megatron.training.records import clock
-from megatron.training.step import new_optimizer
 
 BEST = "best"
 MAX_SKIPPED_STEPS = 50

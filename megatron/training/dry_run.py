@@ -15,7 +15,7 @@ from megatron.planning.case import Case, case_of, for_planning, with_word_table
 from megatron.planning.communication import step_traffic
 from megatron.planning.memory import gib, memory_table, stage_memory
 from megatron.planning.states import StateBytes, meta_chunks
-from megatron.training.step import new_optimizer
+from megatron.training.model import new_optimizer
 
 _WIDEST, _MOST_STAGES = 150, 16  # of a drawn plan, characters and lines
 

@@ -10,8 +10,9 @@ import torch
 from megatron.config import PretrainConfig
 from megatron.data.batches import Batch, Split, evaluation_batches
 from megatron.mpu.context import ParallelContext
+from megatron.training.model import Pretraining
 from megatron.training.signals import StopFlag
-from megatron.training.step import Pretraining, Totals, count, evaluation_sums, reduced
+from megatron.training.step import Totals, count, evaluation_sums, reduced
 
 
 def evaluation_samples(split: Split, config: PretrainConfig) -> int:

@@ -20,11 +20,11 @@ from megatron.mpu.context import ParallelContext, launched_processes
 from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.loop import Run, evaluate_only, train
+from megatron.training.model import build, new_optimizer
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
 from megatron.training.signals import watch_signals
 from megatron.training.state import Progress, find_origin, load
-from megatron.training.step import build, new_optimizer
 
 
 def pretrain(config: PretrainConfig) -> None:

@@ -16,10 +16,11 @@ from megatron.mpu.pipeline.executor import write_trace
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.training.evaluation import evaluate
+from megatron.training.model import Pretraining
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.signals import StopFlag
 from megatron.training.state import Progress, save
-from megatron.training.step import Pretraining, Step, Totals, train_step
+from megatron.training.step import Step, Totals, train_step
 
 
 @dataclass(frozen=True, kw_only=True)

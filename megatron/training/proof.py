@@ -16,7 +16,8 @@ from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import ShardedTensor
 from megatron.optimizer.schedule import global_batch_size
-from megatron.training.step import build, new_optimizer, train_step
+from megatron.training.model import build, new_optimizer
+from megatron.training.step import train_step
 
 _HEAD_SIZE = 8  # of the model scaled down
 

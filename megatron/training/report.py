@@ -17,8 +17,8 @@ from megatron.mpu.pulse import plural
 from megatron.native import _C
 from megatron.optimizer.schedule import total_samples
 from megatron.training.evaluation import evaluation_samples
+from megatron.training.model import Pretraining, num_parameters
 from megatron.training.state import Origin, Progress
-from megatron.training.step import Pretraining, num_parameters
 
 MOST_HOSTS = 8
 

@@ -6,22 +6,19 @@ gradient accumulation, the division over ranks and uneven numbers of masked toke
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.data.batches import Batch
-from megatron.model import BertEncoder, BertForPreTraining, LossSums
-from megatron.model.parts import Recompute, own_parts
+from megatron.model import LossSums
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.pipeline.executor import Pipeline, Timed, boundary_shape, new_pipeline
-from megatron.mpu.random import DropoutKeys, dropout_keys
-from megatron.mpu.sharding import initialize, shard_of
-from megatron.optimizer.adamw import DTYPES, Optimizer, Outcome
+from megatron.mpu.pipeline.executor import Timed
+from megatron.mpu.random import dropout_keys
+from megatron.optimizer.adamw import Optimizer, Outcome
+from megatron.training.model import Pretraining, boundary, call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,88 +59,6 @@ def count(batches: Sequence[Batch], context: ParallelContext) -> Totals:
     return Totals(masked=masked, samples=samples, tokens=tokens)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    """A stage's part of a model for pre-training, and how steps go through it."""
-
-    config: ModelConfig
-    chunks: Sequence[BertForPreTraining]
-    pipeline: Pipeline
-
-
-def build(
-    config: ModelConfig,
-    parallel: ParallelConfig,
-    precision: PrecisionConfig,
-    seed: int,
-    context: ParallelContext,
-    *,
-    traced: bool = False,
-) -> Pretraining:
-    """The chunks of this rank's stage with their initial weights."""
-    recompute = Recompute.of(parallel)
-    parts = own_parts(config, parallel, context.pipeline.rank)
-    chunks = [BertForPreTraining(config, context, part, recompute) for part in parts]
-    for chunk in chunks:
-        initialize(chunk, seed)
-    return Pretraining(
-        config=config,
-        chunks=chunks,
-        pipeline=new_pipeline(chunks, parallel.schedule(config), DTYPES[precision.dtype], context, traced=traced),
-    )
-
-
-def num_parameters(chunks: Sequence[BertEncoder], context: ParallelContext) -> int:
-    """Elements of the global tensors that this stage holds; a table that two stages hold counts on the first."""
-    shards = [shard_of(parameter) for chunk in chunks for parameter in chunk.parameters()]
-    return sum(math.prod(s.global_shape) for s in shards if not (s.tied and context.embedding.rank > 0))
-
-
-def new_optimizer(
-    chunks: Sequence[BertEncoder],
-    optimizer: OptimizerConfig,
-    precision: PrecisionConfig,
-    parallel: ParallelConfig,
-    context: ParallelContext,
-) -> Optimizer:
-    """The optimizer of a stage's chunks."""
-    return Optimizer(
-        chunks,
-        optimizer,
-        precision,
-        context,
-        sharded=parallel.use_distributed_optimizer,
-        bucket_size=parallel.ddp_bucket_size,
-        units=[unit for chunk in chunks for unit in chunk.units()],
-    )
-
-
-def call(
-    chunk: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None, x: Tensor | None
-) -> LossSums | Tensor:
-    """A micro-batch through a chunk: hidden states, or the loss sums of the last one."""
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(getattr(batch, name)).to(context.device, non_blocking=True)
-
-    return chunk(
-        tensor("tokens"),
-        tensor("token_types"),
-        tensor("lengths"),
-        tensor("masked_positions"),
-        tensor("masked_labels"),
-        tensor("sop_labels"),
-        keys,
-        x,
-    )
-
-
-def boundary(run: Pretraining, batch: Batch) -> tuple[int, ...]:
-    """Shape of the hidden states of a micro-batch between chunks."""
-    samples, sequence = batch.tokens.shape
-    return boundary_shape(sequence, samples, run.config.hidden_size, run.pipeline.context)
-
-
 def sums_of(losses: LossSums) -> Tensor:
     """The four sums of a micro-batch as one detached fp64 tensor."""
     return torch.stack([losses.mlm, losses.mlm_hits, losses.sop, losses.sop_hits]).detach().double()
@@ -173,7 +88,7 @@ def train_step(
         if isinstance(output, Tensor):
             return output
         sums.add_(sums_of(output))
-        return (output.mlm / counts.masked + output.sop / counts.samples) * optimizer.loss_scale.scale
+        return (output.mlm / max(counts.masked, 1.0) + output.sop / counts.samples) * optimizer.loss_scale.scale
 
     optimizer.begin_step(len(batches))
     trace = run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))

@@ -11,7 +11,8 @@ import pytest
 
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
-from megatron.training.step import build, new_optimizer, train_step
+from megatron.training.model import build, new_optimizer
+from megatron.training.step import train_step
 from tests.layouts.tiny import GLOBAL_BATCH, SHAPES, Row, micro_batch, train
 from tests.ranks import run_ranks
 

@@ -11,7 +11,8 @@ from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, Precis
 from megatron.data.batches import Batch
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
-from megatron.training.step import build, count, evaluation_sums, new_optimizer, reduced, train_step
+from megatron.training.model import build, new_optimizer
+from megatron.training.step import count, evaluation_sums, reduced, train_step
 
 STEPS, GLOBAL_BATCH, SEQUENCE, VOCABULARY = 5, 8, 12, 51
 

@@ -14,7 +14,7 @@ from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys
 from megatron.optimizer.adamw import DTYPES, Optimizer
 from megatron.planning.case import Case
-from megatron.training.step import build, new_optimizer
+from megatron.training.model import build, new_optimizer
 
 SHAPE = ModelConfig(
     num_layers=4,

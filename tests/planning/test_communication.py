@@ -21,7 +21,7 @@ ZERO, VIRTUAL, AGAIN = "use_distributed_optimizer", "num_layers_per_virtual_pipe
 SCHEDULE = "pipeline_schedule"
 
 
-def tiny(options: dict[str, object], shape: str = "megatron-bert, dropout", *, data: int = 1, samples: int = 2) -> Case:
+def tiny(options: dict[str, object], shape: str = "megatron-bert, dropout", *, data: int = 1, samples: int = 4) -> Case:
     """A step of the layout table. Its samples have unequal numbers of masked tokens, which are counted later."""
     return case(
         {"ddp_bucket_size": 4000, **options},
@@ -35,17 +35,18 @@ def tiny(options: dict[str, object], shape: str = "megatron-bert, dropout", *, d
 
 
 STEPS = {
-    "one process": tiny({}),
     "tensor 2": tiny({TP: 2}),
     "sequence 2": tiny({TP: 2, SP: True}, "bert"),
     "pipeline 2": tiny({PP: 2}),
-    "interleaved 2 x 2": tiny({PP: 2, VIRTUAL: 1}, "bert"),
+    "interleaved 2 x 2": tiny({PP: 2, VIRTUAL: 1}, "bert", samples=2),
     "one stage of 2 chunks": tiny({"pipeline_split": "1,3", SCHEDULE: "interleaved"}),
-    "zero-bubble 2": tiny({PP: 2, SCHEDULE: "zero-bubble"}),
+    "zero-bubble 2": tiny({PP: 2, SCHEDULE: "zero-bubble"}, samples=2),
     "data 2": tiny({}, data=2),
     "ZeRO data 2, bf16": dataclasses.replace(tiny({ZERO: True}, data=2), dtype="bf16"),
     "tensor 2, pipeline 2, data 2": tiny({TP: 2, PP: 2}, data=2),
-    "ZeRO data 2, sequence 2, pipeline 2 x 2": tiny({ZERO: True, TP: 2, SP: True, PP: 2, VIRTUAL: 1}, data=2),
+    "ZeRO data 2, sequence 2, pipeline 2 x 2": tiny(
+        {ZERO: True, TP: 2, SP: True, PP: 2, VIRTUAL: 1}, data=2, samples=2
+    ),
     "full, tensor 2, no dropout": tiny({TP: 2, AGAIN: "full"}, "megatron-bert, no binary head"),
     "full, sequence 2, stretches of 3, no dropout": tiny(
         {TP: 2, SP: True, AGAIN: "full", "recompute_num_layers": 3}, "megatron-bert, no binary head"
@@ -54,7 +55,7 @@ STEPS = {
         {TP: 2, SP: True, AGAIN: "full", "recompute_method": "block", "recompute_num_layers": 1},
         "bert, no dropout, no binary head",
     ),
-    "selective, sequence 2": tiny({TP: 2, SP: True, AGAIN: "selective"}),
+    "selective, sequence 2": tiny({TP: 2, SP: True, AGAIN: "selective"}, samples=8),
 }
 
 Counted = Mapping[tuple[str, str], int]

@@ -12,8 +12,8 @@ from megatron.data.tokenizer import load_tokenizer
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.training.evaluation import evaluate
+from megatron.training.model import build
 from megatron.training.signals import StopFlag
-from megatron.training.step import build
 from tests.ranks import run_ranks
 from tests.training.run import config_of
 

@@ -10,7 +10,8 @@ from megatron.data.batches import open_splits
 from megatron.data.tokenizer import load_tokenizer
 from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import Optimizer
-from megatron.training.step import build, train_step
+from megatron.training.model import build
+from megatron.training.step import train_step
 
 SHAPE = ModelConfig(
     num_layers=2,

@@ -1,0 +1,102 @@
+"""A model for pre-training in this process: its parts, their optimizer, and a micro-batch through a part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megatron.data.batches import Batch
+from megatron.model import BertEncoder, BertForPreTraining, LossSums
+from megatron.model.parts import Recompute, own_parts
+from megatron.mpu.context import ParallelContext
+from megatron.mpu.pipeline.executor import Pipeline, boundary_shape, new_pipeline
+from megatron.mpu.random import DropoutKeys
+from megatron.mpu.sharding import initialize, shard_of
+from megatron.optimizer.adamw import DTYPES, Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A stage's part of a model for pre-training, and how steps go through it."""
+
+    config: ModelConfig
+    chunks: Sequence[BertForPreTraining]
+    pipeline: Pipeline
+
+
+def build(
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    seed: int,
+    context: ParallelContext,
+    *,
+    traced: bool = False,
+) -> Pretraining:
+    """The chunks of this rank's stage with their initial weights."""
+    recompute = Recompute.of(parallel)
+    parts = own_parts(config, parallel, context.pipeline.rank)
+    chunks = [BertForPreTraining(config, context, part, recompute) for part in parts]
+    for chunk in chunks:
+        initialize(chunk, seed)
+    return Pretraining(
+        config=config,
+        chunks=chunks,
+        pipeline=new_pipeline(chunks, parallel.schedule(config), DTYPES[precision.dtype], context, traced=traced),
+    )
+
+
+def num_parameters(chunks: Sequence[BertEncoder], context: ParallelContext) -> int:
+    """Elements of the global tensors that this stage holds; a table that two stages hold counts on the first."""
+    shards = [shard_of(parameter) for chunk in chunks for parameter in chunk.parameters()]
+    return sum(math.prod(s.global_shape) for s in shards if not (s.tied and context.embedding.rank > 0))
+
+
+def new_optimizer(
+    chunks: Sequence[BertEncoder],
+    optimizer: OptimizerConfig,
+    precision: PrecisionConfig,
+    parallel: ParallelConfig,
+    context: ParallelContext,
+) -> Optimizer:
+    """The optimizer of a stage's chunks."""
+    return Optimizer(
+        chunks,
+        optimizer,
+        precision,
+        context,
+        sharded=parallel.use_distributed_optimizer,
+        bucket_size=parallel.ddp_bucket_size,
+        units=[unit for chunk in chunks for unit in chunk.units()],
+    )
+
+
+def call(
+    chunk: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None, x: Tensor | None
+) -> LossSums | Tensor:
+    """A micro-batch through a chunk: hidden states, or the loss sums of the last one."""
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(getattr(batch, name)).to(context.device, non_blocking=True)
+
+    return chunk(
+        tensor("tokens"),
+        tensor("token_types"),
+        tensor("lengths"),
+        tensor("masked_positions"),
+        tensor("masked_labels"),
+        tensor("sop_labels"),
+        keys,
+        x,
+    )
+
+
+def boundary(run: Pretraining, batch: Batch) -> tuple[int, ...]:
+    """Shape of the hidden states of a micro-batch between chunks."""
+    samples, sequence = batch.tokens.shape
+    return boundary_shape(sequence, samples, run.config.hidden_size, run.pipeline.context)
