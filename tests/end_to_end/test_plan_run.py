@@ -13,6 +13,7 @@ import pytest
 
 from megatron.arguments import parse
 from megatron.config import PretrainConfig
+from megatron.training.dry_run import dry_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -54,19 +55,13 @@ def test_the_recommended_layout_is_what_a_dry_run_builds() -> None:
     command = next(line for line in planned.stdout.splitlines() if line.startswith("torchrun "))
     flags = shlex.split(command.split("pretrain_bert.py ")[1])
     del flags[flags.index("--vocab-file") : flags.index("--vocab-file") + 2]
-    totals = set()
+    built = []
     for rank in (0, 15):
-        dry = subprocess.run(
-            [sys.executable, "pretrain_bert.py", *flags, "--dry-run", "--world-size", "16", "--rank", str(rank)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert dry.returncode == 0, dry.stderr
-        assert "pipeline 4" in dry.stdout
-        totals |= {line.split()[1] for line in dry.stdout.splitlines() if line.startswith("  total ")}
-    assert next(line.split()[1] for line in planned.stdout.splitlines() if line.startswith("  total ")) in totals
+        dry = [*flags, "--dry-run", "--world-size", "16", "--rank", str(rank)]
+        lines = dry_run(parse(PretrainConfig, dry, prog="pretrain_bert.py", description=""))
+        assert lines[0].startswith("layout: 16 processes = tensor ") and " x pipeline 4 x " in lines[0]
+        built += [line.split()[1] for line in lines if line.startswith("  total ")]
+    assert next(line.split()[1] for line in planned.stdout.splitlines() if line.startswith("  total ")) in built
 
 
 def test_what_does_not_fit_is_said() -> None:
