@@ -26,8 +26,9 @@ from megatron.errors import JobError, UserError, main_guard
 from megatron.megatron_flags import ADVICE
 from megatron.mpu.context import ParallelContext, launched_processes
 from megatron.presets import PRESETS
+from megatron.training.agreement import check_start
 from megatron.training.launch import open_data
-from megatron.training.proof import ProofConfig, prove, scaled_down, table
+from megatron.training.proof import Comparison, ProofConfig, prove, scaled_down, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +69,39 @@ def main() -> None:
         raise UserError("start the processes of the layout: torchrun --nproc-per-node N tools/prove_layout.py ...")
     config = given.run().resolved(world_size=launched_processes())
     parallel = config.parallel
-    context = ParallelContext.from_environment(
+    with ParallelContext.from_environment(
         tensor=parallel.tensor_model_parallel_size,
         pipeline=parallel.pipeline_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         backend=parallel.distributed_backend,
         timeout_minutes=parallel.distributed_timeout_minutes,
-    )
-    with context.together():
-        tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
-        model = with_vocabulary(config.model, tokenizer.vocab_size)
-        model = model if given.proof.full_size else scaled_down(model)
-        config = dataclasses.replace(config, model=model)
-        splits = open_data(config, tokenizer)
-    found = prove(config, splits["train"], given.proof, context)
-    if context.is_main:
-        print(
-            f"{model.num_layers} layers of width {model.hidden_size}, {given.proof.steps} steps of "
-            f"{config.training.global_batch_size} samples in fp32; {context.layout.world_size} processes = tensor "
-            f"{context.layout.tensor} x pipeline {context.layout.pipeline} x data {context.layout.data} against one"
-        )
-        print("\n".join(table(found)), flush=True)
-    context.close()
+        startup_timeout_minutes=parallel.startup_timeout_minutes,
+        agree=lambda job: check_start(job, config),
+    ) as context:
+        found = run_proof(config, given.proof, context)
     if not all(comparison.equal for comparison in found):
         raise JobError("the layout does not give the numbers of one process")
     if context.is_main:
         print("verdict: the layout gives the numbers of one process")
+
+
+def run_proof(config: PretrainConfig, proof: ProofConfig, context: ParallelContext) -> list[Comparison]:
+    """Open the data, train twice, and print the comparison."""
+    with context.together():
+        tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
+        model = with_vocabulary(config.model, tokenizer.vocab_size)
+        model = model if proof.full_size else scaled_down(model)
+        config = dataclasses.replace(config, model=model)
+        splits = open_data(config, tokenizer)
+    found = prove(config, splits["train"], proof, context)
+    if context.is_main:
+        print(
+            f"{model.num_layers} layers of width {model.hidden_size}, {proof.steps} steps of "
+            f"{config.training.global_batch_size} samples in fp32; {context.layout.world_size} processes = tensor "
+            f"{context.layout.tensor} x pipeline {context.layout.pipeline} x data {context.layout.data} against one"
+        )
+        print("\n".join(table(found)), flush=True)
+    return found
 
 
 if __name__ == "__main__":
