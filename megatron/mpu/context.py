@@ -21,6 +21,8 @@ from megatron.mpu.job import Job, join_job
 from megatron.mpu.layout import Layout, layout_of_world
 from megatron.mpu.shared_memory import open_shared_group
 
+NCCL_LATER_MINUTES = 2.0
+
 
 def launched_processes() -> int:
     """How many processes torchrun started; 1 without torchrun."""
@@ -80,9 +82,11 @@ class ParallelContext:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        timeout = datetime.timedelta(minutes=timeout_minutes)
+        # NCCL's own watchdog aborts the process: it comes after ours, which can say why.
+        timeout = datetime.timedelta(minutes=timeout_minutes + (NCCL_LATER_MINUTES if cuda else 0.0))
         job = join_job(timeout_minutes=timeout_minutes, startup_timeout_minutes=startup_timeout_minutes)
         assert job is not None  # there are several processes
+        job.activity.asynchronous = cuda
         try:
             if agree is not None:
                 agree(job)

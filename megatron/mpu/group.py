@@ -44,13 +44,17 @@ class Traffic:
 class Activity:
     """What a process is doing with others: written by the thread that works, read by the one that watches.
 
-    operation: the last one begun; entered: collectives begun, by group. phase: what the process is at, in words;
-    phase_number counts the phases of start-up, phase_since is `time.monotonic()` of the beginning of the one under way,
-    arrived says whether this process waits at its end. explain: finds out why an operation failed; may take seconds.
+    operation: the last one begun; entered: collectives begun, by group; teams: the first rank of each of these groups.
+    asynchronous: operations run on a device, and it is not inside them that this process waits for others. phase: what
+    the process is at, in words; phase_number counts the phases of start-up, phase_since is `time.monotonic()` of the
+    beginning of the one under way, arrived says whether this process waits at its end. explain: finds out why an
+    operation failed; may take seconds.
     """
 
     operation: Operation = field(default_factory=Operation)
     entered: dict[str, int] = field(default_factory=dict)
+    teams: dict[str, int] = field(default_factory=dict)
+    asynchronous: bool = False
     phase: str = "start-up"
     phase_number: int = 0
     phase_since: float = math.inf
@@ -210,6 +214,7 @@ class Group:
             number = activity.entered.get(self.name, 0) + 1 if begun is None else begun
             if begun is None:
                 activity.entered[self.name] = number
+                activity.teams[self.name] = awaited[0]
         activity.operation = Operation(name, self.name, awaited, number, True, time.monotonic())
         try:
             yield

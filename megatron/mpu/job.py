@@ -75,7 +75,7 @@ class Job:
     def leave(self, reason: str = "") -> None:
         """Stop watching, and tell the others why this process ends; reason "": it is done, and all wait for all."""
         if not reason:
-            self.activity.phase = "the end"
+            self.activity.begin_phase("the end")
             self._meet("end")
         self.watch.stop(reason)
         self.watch.stay_for_others(self.store, GRACE_SECONDS + 3 * interval_of(self.size) if reason else LATER)

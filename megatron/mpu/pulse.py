@@ -64,8 +64,8 @@ class Pulse:
 
     beat: counts, so that two pulses differ. phase: what the rank is at, and the number of the start-up phase; arrived:
     whether it waits at its end. operation: what it last began in a group, and how long it is inside, or out, of it;
-    entered: collectives begun, by group. at: where its main thread is. ended: why the process ended, "" where all was
-    done, None while it goes on.
+    entered: collectives begun, by group; teams: first ranks of these groups. at: where its main thread is. ended: why
+    the process ended, "" where all was done, None while it goes on.
     """
 
     beat: int = 0
@@ -76,6 +76,7 @@ class Pulse:
     inside: bool = False
     seconds: float = 0.0
     entered: dict[str, int] = field(default_factory=dict)
+    teams: dict[str, int] = field(default_factory=dict)
     at: str = ""
     ended: str | None = None
 
@@ -175,6 +176,28 @@ def hang_report(
         lines.append(f"not there either: {plural(missing[MOST_NAMES:])}")
     if not missing:
         lines.append("all its ranks arrived: look at the network or the device between them")
+    return "\n  ".join(lines)
+
+
+def stall_report(seconds: float, pulses: Mapping[int, Pulse], processes: Sequence[Process]) -> str:
+    """Who has begun fewer collectives than another member of one of its groups, where nobody begins any more."""
+    most: dict[tuple[str, int], int] = {}
+    for pulse in pulses.values():
+        for group, first in pulse.teams.items():
+            most[group, first] = max(most.get((group, first), 0), pulse.entered[group])
+    lines = [f"no operation of ranks has begun or ended for {seconds:.0f} s"]
+    behind = [
+        (rank, [group for group, first in pulse.teams.items() if pulse.entered[group] < most[group, first]])
+        for rank, pulse in sorted(pulses.items())
+    ]
+    behind = [(rank, groups) for rank, groups in behind if groups]
+    for rank, groups in behind[:MOST_NAMES]:
+        where = f"{names([rank], processes)}, {pulses[rank].whereabouts()}"
+        lines.append(f"behind the others in the {', '.join(groups)} group{'s' * (len(groups) > 1)}: {where}")
+    if len(behind) > MOST_NAMES:
+        lines.append(f"behind too: {plural([rank for rank, _ in behind[MOST_NAMES:]])}")
+    if not behind:
+        lines.append("all ranks have begun the same operations: look at the network or the devices")
     return "\n  ".join(lines)
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from megatron.errors import program_name
 from megatron.mpu.group import Activity
-from megatron.mpu.pulse import Process, Pulse, ended_report, gone_report, hang_report, phase_report
+from megatron.mpu.pulse import Process, Pulse, ended_report, gone_report, hang_report, phase_report, stall_report
 
 VERDICT, NO_VERDICT = "verdict", "-"
 SILENT_SECONDS = 40.0
@@ -98,6 +98,8 @@ class Watch:
         self._seen: dict[int, tuple[bytes, float]] = {}  # last pulse of a watched rank, and when it was new
         self._beat = 0
         self._terminated: float | None = None
+        self._asked: float | None = None
+        self._patience = 2 * MARGIN_SECONDS + 3 * self._interval  # for the verdict of the rank that reports first
         self._main_ends: float | None = None
         self._stopping = False
         self._read_end, self.wake_up_fd = os.pipe()
@@ -190,7 +192,7 @@ class Watch:
             ended = Pulse.decoded(self._seen[rank][0]).ended
             late = ended and now - self._seen[rank][1] >= GRACE_SECONDS
             if late or (ended is None and self._has_died(rank)):
-                self._settle(self._store, "")
+                self._find_out()
                 return
         if self._next_host and silent(self._next_host) >= SILENT_SECONDS:
             pulses = {rank: Pulse.decoded(self._seen[rank][0]) for rank in self._next_host}
@@ -204,8 +206,8 @@ class Watch:
     def _look_after_self(self, now: float) -> None:
         operation = self._activity.operation
         waited = now - operation.since if operation.inside else 0.0
-        if waited >= self._timeout + MARGIN_SECONDS and self._main_ends is None:
-            self._settle(self._store, "")
+        if waited >= self._timeout + MARGIN_SECONDS and self._main_ends is None or self._is_stalled(now):
+            self._find_out()
         phase, began = self._activity.phase_number, self._activity.phase_since
         if now - began >= self._startup_timeout and self._reports_first(self._store, f"phase {phase}"):
             pulses = self._all_pulses(self._store)
@@ -218,6 +220,12 @@ class Watch:
                 what = f"SIGTERM came 20 s ago, but {operation} has not ended for {waited:.0f} s"
                 _print(hang_report(what, operation, self._all_pulses(self._store), self._processes))
 
+    def _is_stalled(self, now: float) -> bool:
+        """Whether nothing happens between ranks; they wait for a device outside of operations. Not in start-up."""
+        activity = self._activity
+        waits = activity.asynchronous and not activity.operation.inside and activity.phase_since == math.inf
+        return waits and now - activity.operation.since >= self._timeout
+
     # ---- Finding the reason ------------------------------------------------------------------------------------
 
     def _settle(self, store: dist.Store, failure: str) -> str:
@@ -226,14 +234,23 @@ class Watch:
         failure: what happened to this rank, which is the verdict if no better reason is found.
         """
         if not self._reports_first(store, "reporter"):
-            deadline = time.monotonic() + 2 * MARGIN_SECONDS + 3 * self._interval
+            deadline = time.monotonic() + self._patience
             while time.monotonic() < deadline:
                 verdict = store.get(VERDICT).decode()
                 if verdict != NO_VERDICT:
                     return verdict
                 time.sleep(0.2)
-        reason = self._reason(store, failure)
-        return self._publish(store, reason) if reason else ""
+        return self._publish(store, self._reason(store, failure))
+
+    def _find_out(self) -> None:
+        """The same for the thread, which must not wait for another's verdict: its pulse would stop."""
+        now = time.monotonic()
+        first = self._asked is None and self._reports_first(self._store, "reporter")
+        self._asked = now if self._asked is None else self._asked
+        if first or now - self._asked >= self._patience:
+            reason = self._reason(self._store, "")
+            if reason:  # else it has ended meanwhile
+                self._publish(self._store, reason)
 
     def _reason(self, store: dist.Store, failure: str) -> str:
         operation = self._activity.operation
@@ -257,9 +274,11 @@ class Watch:
         gone = [rank for rank in silent if not self._processes[rank].is_alive(me)]
         if gone:
             return gone_report(gone, pulses, self._processes, silent_seconds=3 * self._interval)
+        if self._is_stalled(time.monotonic()):
+            return stall_report(waited, pulses, self._processes)
         late = waited >= 0.9 * self._timeout
         if not late and not failure:
-            return ""  # it has ended meanwhile
+            return ""
         what = f"{operation} has not ended within {waited:.0f} s" if late else failure
         return hang_report(what, operation, pulses, self._processes, silent=silent)
 
@@ -292,6 +311,7 @@ class Watch:
             inside=operation.inside,
             seconds=time.monotonic() - operation.since,
             entered=dict(activity.entered),
+            teams=dict(activity.teams),
             at=_place(sys._current_frames().get(self._main or 0)),
             ended=ended,
         )

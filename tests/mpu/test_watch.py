@@ -51,6 +51,14 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
         assert code == 1 and "rank 2 did not arrive" in error and "there: ranks 0, 1" in error, error
 
 
+def test_ranks_that_wait_for_devices_name_who_is_behind(tmp_path: Path) -> None:
+    """As with NCCL, where nobody waits inside an operation."""
+    for code, error in run_script(SCRIPT, ["aab", "stall", "1"], 3, tmp_path, seconds=30):
+        assert code == 1 and "the job ends: no operation of ranks has begun or ended for" in error, error
+        assert "behind the others in the data group: rank 1 (host a," in error and "in step 5, at watched.py" in error
+        assert error.count("behind") == 1
+
+
 def test_every_rank_is_watched_and_the_work_does_not_grow() -> None:
     processes = [process(host) for host in "aaaabbbbcccc"]
     watched = [watched_by(rank, processes) for rank in range(12)]
