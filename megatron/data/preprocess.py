@@ -9,22 +9,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 import megatron
-from megatron.data.corpus import BadLine, Block, find_inputs, parse_block, read_blocks
+from megatron.data.corpus import find_inputs, read_blocks
+from megatron.data.encode import Counts, make_encoder
 from megatron.data.indexed import IndexedWriter
-from megatron.data.segmenter import Segmenter, align, load_segmenter
-from megatron.data.text import split_sentences
-from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
+from megatron.data.segmenter import load_segmenter
+from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.data.workers import ordered_map
 from megatron.errors import UserError
 from megatron.files import write_file
@@ -61,46 +58,6 @@ class PreprocessConfig:
     """Documents between two progress lines."""
     skip_bad_lines: bool = False
     """Leave malformed lines out and count them; by default the first one stops the run."""
-
-
-@dataclass(kw_only=True)
-class Counts:
-    """What is in a part of a corpus; the parts are summed."""
-
-    documents: int = 0
-    empty_documents: int = 0
-    """Documents without a token; they are left out."""
-    sentences: int = 0
-    tokens: int = 0
-    characters: int = 0
-    text_bytes: int = 0
-    unknown_tokens: int = 0
-    words: int = 0
-    multi_character_words: int = 0
-
-    def add(self, other: "Counts") -> None:
-        for entry in fields(self):
-            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """The documents of a block under one key, as `IndexedWriter.add` takes them."""
-
-    tokens: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    documents: NDArray[np.int64]
-    word_starts: NDArray[np.bool_]
-    counts: Counts
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedBlock:
-    """A block after a worker had it."""
-
-    columns: tuple[Column, ...]
-    bad_lines: tuple[BadLine, ...]
-    bytes_read: int
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -178,75 +135,6 @@ def _write_blocks(
                 seconds = time.monotonic() - started
                 print(_progress(documents, text_bytes, seconds, block.bytes_read / file_bytes), flush=True)
     return totals, skipped
-
-
-def make_encoder(
-    *,
-    tokenizer_type: str,
-    vocab_file: str | None,
-    tokenizer_model: str | None,
-    segmenter: str,
-    user_dict: str | None,
-    split: bool,
-    keys: tuple[str, ...],
-) -> Callable[[Block], EncodedBlock]:
-    """A function from a block of lines to its tokens, with the tokenizer and the segmenter loaded once."""
-    tokenizer = load_tokenizer(tokenizer_type, vocab_file, tokenizer_model)
-    cut = load_segmenter(segmenter, user_dict)
-
-    def encode(block: Block) -> EncodedBlock:
-        documents, bad = parse_block(block, keys)
-        columns = [
-            encode_documents([texts[i] for texts in documents], tokenizer, cut, split=split) for i in range(len(keys))
-        ]
-        return EncodedBlock(columns=tuple(columns), bad_lines=tuple(bad), bytes_read=block.bytes_read)
-
-    return encode
-
-
-def encode_documents(
-    documents: Sequence[str], tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
-) -> Column:
-    """Tokens and word starts of documents; sentences and documents without a token are left out."""
-    split_documents = [split_sentences(text) if split else [text] for text in documents]
-    sentences = [sentence for parts in split_documents for sentence in parts]
-    encoded = tokenizer.encode_batch(sentences)
-    starts = align(sentences, encoded, segmenter, tokenizer.continues_word)
-    tokens = np.fromiter((i for ids, _ in encoded for i in ids), dtype=np.int32, count=len(starts))
-    lengths = np.array([len(ids) for ids, _ in encoded], dtype=np.int32)
-
-    parts_of = np.array([len(parts) for parts in split_documents], dtype=np.int64)
-    document_of = np.repeat(np.arange(len(documents)), parts_of)
-    used = np.bincount(document_of[lengths > 0], minlength=len(documents))
-    words, long_words = _count_words(encoded, starts)
-    counts = Counts(
-        documents=int((used > 0).sum()),
-        empty_documents=int((used == 0).sum()),
-        sentences=int((lengths > 0).sum()),
-        tokens=len(tokens),
-        characters=sum(map(len, documents)),
-        text_bytes=sum(len(text.encode()) for text in documents),
-        unknown_tokens=int((tokens == tokenizer.unk_id).sum()),
-        words=words,
-        multi_character_words=long_words,
-    )
-    return Column(
-        tokens=tokens,
-        lengths=lengths[lengths > 0],
-        documents=used[used > 0].astype(np.int64),
-        word_starts=starts,
-        counts=counts,
-    )
-
-
-def _count_words(encoded: Sequence[Encoded], starts: NDArray[np.bool_]) -> tuple[int, int]:
-    """Number of words, and of those with more than one character."""
-    if not starts.any():
-        return 0, 0
-    first = np.flatnonzero(starts)
-    last = np.append(first[1:], len(starts)) - 1
-    offsets = np.array([offset for _, text_offsets in encoded for offset in text_offsets], dtype=np.int64)
-    return len(first), int((offsets[last, 1] - offsets[first, 0] > 1).sum())
 
 
 def data_card(
