@@ -31,20 +31,23 @@ def run_ranks(
     *arguments: Any,
     seconds: float = 120.0,
     shared_memory: bool = True,
+    device: str = "cpu",
 ) -> list[Any]:
     """`function(context, *arguments)` on every rank of a layout; the results in order of rank.
 
-    shared_memory: whether ranks may reduce through it, or only through gloo. A `UserError` of a rank is its result; any
-    other failure, or a rank that does not answer, fails the caller.
+    shared_memory: whether ranks may reduce through it, or only through gloo. device: all ranks share it. A `UserError`
+    of a rank is its result; any other failure, or a rank that does not answer, fails the caller.
     """
     if layout.world_size == 1:
-        return [_guarded(function, ParallelContext.single(), arguments)]
+        return [_guarded(function, ParallelContext.single(device), arguments)]
     with tempfile.TemporaryDirectory() as folder:
         results = _context.Queue()
         store = str(Path(folder) / "store")
         ranks = [
             _context.Process(
-                target=_rank, args=(rank, layout, store, shared_memory, results, function, arguments), daemon=True
+                target=_rank,
+                args=(rank, layout, store, shared_memory, device, results, function, arguments),
+                daemon=True,
             )
             for rank in range(layout.world_size)
         ]
@@ -68,6 +71,7 @@ def _rank(
     layout: Layout,
     store: str,
     shared_memory: bool,
+    device: str,
     results: Any,
     function: Any,
     arguments: tuple[Any, ...],
@@ -75,7 +79,7 @@ def _rank(
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=layout.world_size)
-        context = ParallelContext.of_process_group(layout, torch.device("cpu"), shared_memory=shared_memory)
+        context = ParallelContext.of_process_group(layout, torch.device(device), shared_memory=shared_memory)
         value = _guarded(function, context, arguments)
         context.world.barrier()
         # As bytes: a tensor would travel as a handle that dies with this process.

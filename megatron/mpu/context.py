@@ -133,6 +133,7 @@ class ParallelContext:
         """
         rank = dist.get_rank()
         traffic, activity = Traffic(), Activity() if job is None else job.activity
+        through_host = device.type == "cuda" and dist.get_backend() == "gloo"
 
         def group(name: str, ranks: tuple[int, ...], *, reduces: bool) -> Group:
             if len(ranks) == 1 or rank not in ranks:
@@ -149,6 +150,7 @@ class ParallelContext:
                 ranks=ranks,
                 handle=handle,
                 shared=shared,
+                through_host=through_host,
                 traffic=traffic,
                 activity=activity,
             )
@@ -163,6 +165,7 @@ class ParallelContext:
                 size=layout.world_size,
                 ranks=tuple(range(layout.world_size)),
                 handle=dist.group.WORLD,
+                through_host=through_host,
                 traffic=traffic,
                 activity=activity,
             ),

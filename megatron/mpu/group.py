@@ -82,7 +82,8 @@ class Group:
     """Processes that communicate along one axis. A group of one needs no process group: its operations do nothing.
 
     rank: this process's place in it; ranks: the members' ranks in the world, in order. shared: memory through which the
-    members reduce where they are processes of one host without a GPU.
+    members reduce where they are processes of one host without a GPU. through_host: tensors are copied to the CPU and
+    back, for gloo between processes that share a GPU.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Group:
     ranks: tuple[int, ...] = (0,)
     handle: dist.ProcessGroup | None = field(default=None, repr=False)
     shared: _C.SharedGroup | None = field(default=None, repr=False)
+    through_host: bool = False
     traffic: Traffic = field(default_factory=Traffic, repr=False)
     activity: Activity = field(default_factory=Activity, repr=False)
 
@@ -106,7 +108,9 @@ class Group:
         with self._inside("all-reduce", tensor):
             if self.shared is not None and shared_memory.all_reduce_(self.shared, tensor, operation):
                 return DONE
-            return self._pending("all-reduce", dist.all_reduce(tensor, _OPERATIONS[operation], self.handle, True))
+            place = self._on_host(tensor)
+            work = dist.all_reduce(place, _OPERATIONS[operation], self.handle, True)
+            return self._pending("all-reduce", work, _copy_back(tensor, place))
 
     def start_reduce_scatter(self, output: Tensor, source: Tensor) -> Pending:
         """Begin to sum `source` over the group; member i gets part i of `size` equal parts in `output`.
@@ -118,9 +122,9 @@ class Group:
         with self._inside("reduce-scatter", source):
             if self.shared is not None and shared_memory.reduce_scatter(self.shared, output, source):
                 return DONE
-            result = torch.empty_like(output) if source.device.type == "cpu" else output  # gloo: not in place
-            work = _reduce_scatter(result.view(-1), source.view(-1), group=self.handle, async_op=True)
-            return self._pending("reduce-scatter", work, None if result is output else lambda: output.copy_(result))
+            place = torch.empty_like(output, device="cpu") if self._is_gloo(source) else output  # gloo: not in place
+            work = _reduce_scatter(place.view(-1), self._on_host(source).view(-1), group=self.handle, async_op=True)
+            return self._pending("reduce-scatter", work, _copy_back(output, place))
 
     def start_all_gather(self, output: Tensor, source: Tensor) -> Pending:
         """Begin to collect the members' `source` tensors in a row in `output`, of which `source` may be one."""
@@ -129,9 +133,10 @@ class Group:
         with self._inside("all-gather", source):
             if self.shared is not None and shared_memory.all_gather_into(self.shared, output, source):
                 return DONE
-            own = source.clone() if source.device.type == "cpu" else source  # gloo: not in place
-            work = _all_gather(output.view(-1), own.view(-1), group=self.handle, async_op=True)
-            return self._pending("all-gather", work)
+            place = self._room_on_host(output)
+            own = source.to("cpu", copy=True) if self._is_gloo(source) else source  # gloo: not in place
+            work = _all_gather(place.view(-1), own.view(-1), group=self.handle, async_op=True)
+            return self._pending("all-gather", work, _copy_back(output, place))
 
     def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
         """The equally shaped tensors of all members, concatenated along `dim` in order of rank."""
@@ -153,18 +158,24 @@ class Group:
         """Copy the tensor of member `source` to all, in place; returns it."""
         if self.size > 1:
             with self._inside("broadcast", tensor):
-                dist.broadcast(tensor, group=self.handle, group_src=source)
+                place = self._on_host(tensor)
+                dist.broadcast(place, group=self.handle, group_src=source)
+                _copy_back(tensor, place)()
         return tensor
 
     def start_send(self, tensor: Tensor, to: int) -> Pending:
         """Begin to send a tensor to member `to`. Pairs of members match sends and receives in order."""
         with self._inside("send", tensor, peer=to):
-            return self._pending("send", dist.isend(tensor, group=self.handle, group_dst=to), peer=to)
+            place = self._on_host(tensor)
+            work = dist.isend(place, group=self.handle, group_dst=to)
+            return self._pending("send", work, lambda: place, peer=to)  # gloo does not keep it
 
     def start_receive(self, tensor: Tensor, source: int) -> Pending:
         """Begin to receive a tensor from member `source`."""
         with self._inside("receive", tensor, peer=source):
-            return self._pending("receive", dist.irecv(tensor, group=self.handle, group_src=source), peer=source)
+            place = self._room_on_host(tensor)
+            work = dist.irecv(place, group=self.handle, group_src=source)
+            return self._pending("receive", work, _copy_back(tensor, place), peer=source)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all members, in order of rank."""
@@ -195,6 +206,15 @@ class Group:
         if self.size > 1:
             with self._inside("barrier"):
                 dist.barrier(group=self.handle)
+
+    def _is_gloo(self, tensor: Tensor) -> bool:
+        return self.through_host or tensor.device.type == "cpu"
+
+    def _on_host(self, tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", copy=True) if self.through_host else tensor
+
+    def _room_on_host(self, tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="cpu") if self.through_host else tensor
 
     @contextmanager
     def _inside(
@@ -234,6 +254,10 @@ class Group:
                 then()
 
         return Pending(wait=wait)
+
+
+def _copy_back(tensor: Tensor, place: Tensor) -> Callable[[], Any]:
+    return lambda: tensor if place is tensor else tensor.copy_(place)
 
 
 def _copied(output: Tensor, source: Tensor) -> Pending:

@@ -206,7 +206,8 @@ class Watch:
     def _look_after_self(self, now: float) -> None:
         operation = self._activity.operation
         waited = now - operation.since if operation.inside else 0.0
-        if waited >= self._timeout + MARGIN_SECONDS and self._main_ends is None or self._is_stalled(now):
+        hangs = waited >= self._timeout + MARGIN_SECONDS or self._is_stalled(now)
+        if hangs and self._main_ends is None:
             self._find_out()
         phase, began = self._activity.phase_number, self._activity.phase_since
         if now - began >= self._startup_timeout and self._reports_first(self._store, f"phase {phase}"):

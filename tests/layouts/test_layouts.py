@@ -7,6 +7,8 @@ masked tokens, one of them none.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron.config import OptimizerConfig, PrecisionConfig
@@ -101,6 +103,20 @@ def test_numbers_do_not_depend_on_the_layout(name: str, one_process: Figures) ->
 def test_numbers_over_the_network_are_those_through_shared_memory(name: str, one_process: Figures) -> None:
     row, shape = LAYOUTS[name], "megatron-bert, dropout"
     for rank in run_ranks(row.layout, train, row, PrecisionConfig(), (shape,), shared_memory=False):
+        for figure, values in one_process[shape].items():
+            assert rank[shape][figure] == pytest.approx(values, rel=1e-5), figure
+
+
+def train_through_host(context: ParallelContext, row: Row, shape: str) -> Figures:
+    """As with a GPU that processes share: gloo gets copies of what is communicated."""
+    names = ("tensor", "data", "pipeline", "embedding")
+    groups = {name: replace(getattr(context, name), through_host=True) for name in names}
+    return train(replace(context, **groups), row, PrecisionConfig(), (shape,))
+
+
+def test_numbers_through_copies_on_the_host(one_process: Figures) -> None:
+    row, shape = LAYOUTS["ZeRO data 2, sequence 2, pipeline 2, zero-bubble"], "megatron-bert, dropout"
+    for rank in run_ranks(row.layout, train_through_host, row, shape, shared_memory=False):
         for figure, values in one_process[shape].items():
             assert rank[shape][figure] == pytest.approx(values, rel=1e-5), figure
 
