@@ -114,7 +114,7 @@ def layout_name(candidate: Candidate) -> str:
 def table(found: Sequence[Candidate]) -> list[str]:
     """Layouts as text: GiB of the stage that needs most; GB that rank 0 communicates."""
     heads = "weights grads optimizer activ. total fits bubble comm.GB s/step tokens/s MFU".split()
-    widths = (7, 6, 9, 7, 7, 5, 7, 8, 8, 11, 6)
+    widths = (8, 7, 10, 7, 7, 5, 7, 8, 8, 11, 6)
     names = [layout_name(candidate) for candidate in found]
     longest = max(map(len, ("layout", *names)))
     lines = ["layout".ljust(longest) + "".join(head.rjust(width) for head, width in zip(heads, widths, strict=True))]
