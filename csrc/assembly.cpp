@@ -22,7 +22,7 @@ struct Scratch {
     explicit Scratch(int64_t seq_length)
         : word_starts(seq_length + 2), order(seq_length), masked(seq_length) {}
 
-    std::vector<Piece> pieces;
+    std::vector<Piece> pieces, others;  // of the sample's own row, and of the row whose second segment it has
     std::vector<uint32_t> word_starts;  // columns; the entry after a segment's last word is where the segment ends
     std::vector<uint32_t> order;
     std::vector<uint8_t> masked;
@@ -38,6 +38,8 @@ int64_t sum_of_lengths(const Piece* begin, const Piece* end) {
     for (; begin != end; ++begin) sum += begin->length;
     return sum;
 }
+
+[[noreturn]] void fail_damaged() { throw std::runtime_error("the sample index is damaged"); }
 
 // How many of n coins show heads.
 int64_t heads(int64_t n, Random& random) {
@@ -59,10 +61,10 @@ std::pair<int64_t, int64_t> excess(int64_t a, int64_t b, int64_t target) {
 void gather_pieces(const SampleSource& source, const SampleRow& row, const PieceRule& rule, int64_t token_bytes,
                    std::vector<Piece>& pieces) {
     pieces.clear();
-    if (row.pieces < rule.fewest || row.target < rule.fewest) throw std::runtime_error("the sample index is damaged");
-    int64_t sentence = row.sentence, offset = row.offset;
+    if (row.pieces < rule.fewest) fail_damaged();
+    int64_t sentence = row.sentence(), offset = row.offset;
     while (pieces.size() < row.pieces) {
-        if (sentence < 0 || sentence >= source.sentences) throw std::runtime_error("the sample index is damaged");
+        if (sentence >= source.sentences) fail_damaged();
         const int64_t size = source.sizes[sentence];
         const int64_t step = rule.length(size);
         const int64_t start = source.pointers[sentence] / token_bytes;
@@ -72,6 +74,21 @@ void gather_pieces(const SampleSource& source, const SampleRow& row, const Piece
         ++sentence;
         offset = 0;
     }
+}
+
+// Whether two sentences are of one document.
+bool same_document(const SampleSource& source, int64_t sentence, int64_t other) {
+    int64_t low = 0, high = source.documents;  // the document of `sentence` is in [low, high)
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        (source.document_index[middle] <= sentence ? low : high) = middle;
+    }
+    return source.document_index[low] <= other && other < source.document_index[low + 1];
+}
+
+// The first piece of the second segment.
+const Piece* pivot_of(const std::vector<Piece>& pieces, Random& random) {
+    return pieces.data() + 1 + random.below(static_cast<uint32_t>(pieces.size() - 1));
 }
 
 // Copies n tokens to columns from `column` on and appends the columns where words start. Returns the new word count;
@@ -174,19 +191,35 @@ Assembler::Assembler(std::vector<SampleSource> sources, std::vector<double> weig
     }
 }
 
-SampleName Assembler::name(int32_t corpus, int64_t number) const {
+SampleParts Assembler::parts(int32_t corpus, int64_t number) const {
     const SampleSource& source = sources_[static_cast<size_t>(corpus)];
     const uint64_t epoch_key = combine(source.key, static_cast<uint64_t>(number / source.num_rows));
-    const uint64_t place = static_cast<uint64_t>(number % source.num_rows);
+    const int64_t place = number % source.num_rows;
     const Permutation shuffle(static_cast<uint64_t>(source.num_rows), epoch_key);
-    return {corpus, static_cast<int64_t>(shuffle(place)), combine(epoch_key, place)};
+    const auto name = [&](int64_t at) -> SampleName {
+        const auto counter = static_cast<uint64_t>(at);
+        return {static_cast<int64_t>(shuffle(counter)), combine(epoch_key, counter)};
+    };
+    SampleParts parts{corpus, name(place), {}, false};
+    // Two samples of an epoch, half of it apart, exchange their second segments or both keep them: so each is used
+    // once. An odd one out keeps its own.
+    const int64_t half = source.num_rows / 2;
+    if (rule_.objective == Objective::next_sentence && place < 2 * half) {
+        const int64_t pair = place % half;
+        if (Random(combine(~epoch_key, static_cast<uint64_t>(pair))).coin()) {
+            parts.other = name(place < half ? place + half : place - half);
+            parts.exchanged = !same_document(source, source.rows[parts.own.row].sentence(),
+                                             source.rows[parts.other.row].sentence());
+        }
+    }
+    return parts;
 }
 
-SampleName Assembler::name(int64_t sample) {
+SampleParts Assembler::parts(int64_t sample) {
     int32_t corpus;
     int64_t number;
     blend_.assign(sample, 1, &corpus, &number);
-    return name(corpus, number);
+    return parts(corpus, number);
 }
 
 void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
@@ -195,30 +228,41 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
     std::vector<int64_t> numbers(static_cast<size_t>(count));
     blend_.assign(first, count, corpora.data(), numbers.data());
     Scratch scratch(width);
-    const size_t expected = static_cast<size_t>(static_cast<double>(count * width) * rule_.mask_prob) + count;
+    const double share = std::max(rule_.mask_share(first), rule_.mask_share(first + count));
+    const size_t expected = static_cast<size_t>(static_cast<double>(count * width) * share) + count;
     batch.masked_positions.reserve(expected);
     batch.masked_labels.reserve(expected);
 
     for (int64_t i = 0; i < count; ++i) {
-        const SampleName sample = name(corpora[i], numbers[i]);
+        const SampleParts sample = parts(corpora[i], numbers[i]);
         const SampleSource& source = sources_[static_cast<size_t>(sample.corpus)];
-        const SampleRow& row = source.rows[sample.row];
-        Random random(sample.random);
+        const SampleRow& row = source.rows[sample.own.row];
+        const int64_t token_bytes = bytes_of(source.type);
+        Random random(sample.own.random);
 
-        gather_pieces(source, row, rule_.pieces, bytes_of(source.type), scratch.pieces);
+        gather_pieces(source, row, rule_.pieces, token_bytes, scratch.pieces);
         const Piece* begin = scratch.pieces.data();
         const Piece* end = begin + scratch.pieces.size();
-        const Piece* pivot = end;
+        std::pair<const Piece*, const Piece*> runs[2] = {{begin, end}, {end, end}};
         bool swapped = false;
-        if (rule_.binary_head) {
-            pivot = begin + 1 + random.below(static_cast<uint32_t>(end - begin - 1));
-            swapped = random.coin();
+        if (rule_.objective != Objective::none) {
+            const Piece* pivot = pivot_of(scratch.pieces, random);
+            runs[0].second = runs[1].first = pivot;
         }
-        const std::pair<const Piece*, const Piece*> runs[2] = {
-            {swapped ? pivot : begin, swapped ? end : pivot}, {swapped ? begin : pivot, swapped ? pivot : end}};
+        if (rule_.objective == Objective::sentence_order) {
+            swapped = random.coin();
+            if (swapped) std::swap(runs[0], runs[1]);
+        }
+        if (sample.exchanged) {
+            gather_pieces(source, source.rows[sample.other.row], rule_.pieces, token_bytes, scratch.others);
+            Random others(sample.other.random);
+            runs[1] = {pivot_of(scratch.others, others), scratch.others.data() + scratch.others.size()};
+        }
         const int64_t sizes[2] = {sum_of_lengths(runs[0].first, runs[0].second),
                                   sum_of_lengths(runs[1].first, runs[1].second)};
-        const auto drop = excess(sizes[0], sizes[1], row.target);
+        const int64_t target =
+            rule_.pieces.full_sentences ? rule_.pieces.longest : source.targets(row.sentence(), row.offset);
+        const auto drop = excess(sizes[0], sizes[1], target);
         const int64_t drops[2] = {drop.first, drop.second};
 
         int64_t* tokens = batch.tokens + i * width;
@@ -228,9 +272,9 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
         bool bad = false;
         tokens[column++] = rule_.cls;
         int64_t first_segment_end = 0;
-        for (int side = 0; side < (rule_.binary_head ? 2 : 1); ++side) {
+        for (int side = 0; side < (rule_.objective == Objective::none ? 1 : 2); ++side) {
             int64_t skip = heads(drops[side], random), keep = sizes[side] - drops[side];
-            if (column + keep + 1 > width) throw std::runtime_error("the sample index is damaged");
+            if (column + keep + 1 > width) fail_damaged();
             const int64_t segment_start = column;
             segments[side].first = word;
             for (const Piece* piece = runs[side].first; piece != runs[side].second; ++piece) {
@@ -252,9 +296,10 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
         std::fill(types + first_segment_end, types + column, int64_t{1});
         std::fill(types + column, types + width, int64_t{0});
         batch.lengths[i] = column;
-        batch.sop_labels[i] = swapped;
+        batch.order_labels[i] = swapped || sample.exchanged;
 
-        const int64_t budget = std::max<int64_t>(1, std::llrint(rule_.mask_prob * static_cast<double>(column)));
+        const double prob = rule_.mask_share(first + i);
+        const int64_t budget = std::max<int64_t>(1, std::llrint(prob * static_cast<double>(column)));
         choose_words(scratch, segments[0], segments[1], budget, ngram_thresholds_, random);
         for (const Segment& segment : segments) {
             for (int64_t w = segment.first; w < segment.last; ++w) {

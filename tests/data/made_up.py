@@ -16,7 +16,7 @@ FIRST = len(SPECIALS)
 """Token t of the corpus, counted over the whole file, has id FIRST + t."""
 
 
-def tokenizer(vocab_size: int, tokens: Sequence[str] | None = None) -> Tokenizer:
+def vocabulary(vocab_size: int, tokens: Sequence[str] | None = None) -> Tokenizer:
     """A vocabulary of made-up tokens; it cannot encode text."""
     tokens = (*SPECIALS, *(tokens or (f"t{i}" for i in range(FIRST, vocab_size))))
     assert len(tokens) == vocab_size
