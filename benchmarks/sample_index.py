@@ -147,7 +147,7 @@ def main() -> None:
         if options.peer_python:
             results["cases"] = measure(options.peer_python, options.sentences, options.rounds, Path(folder))
         if options.billion:
-            results["billion"] = billion(250_000_000, Path(folder))
+            results["billion"] = billion(260_000_000, Path(folder))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

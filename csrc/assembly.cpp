@@ -4,6 +4,7 @@
 #include <bitset>
 #include <cmath>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 #include "hash.h"
@@ -58,7 +59,18 @@ std::pair<int64_t, int64_t> excess(int64_t a, int64_t b, int64_t target) {
     return {(a > b ? levelled : 0) + shared / 2, (a > b ? 0 : levelled) + (shared + 1) / 2};
 }
 
-void gather_pieces(const SampleSource& source, const SampleRow& row, const PieceRule& rule, int64_t token_bytes,
+// log2 of the bytes of a token.
+int shift_of(TokenType type) {
+    switch (type) {
+        case TokenType::uint8: case TokenType::int8: return 0;
+        case TokenType::int16: case TokenType::uint16: return 1;
+        case TokenType::int32: return 2;
+        case TokenType::int64: return 3;
+    }
+    return 0;
+}
+
+void gather_pieces(const SampleSource& source, const SampleRow& row, const PieceRule& rule, int token_shift,
                    std::vector<Piece>& pieces) {
     pieces.clear();
     if (row.pieces < rule.fewest) fail_damaged();
@@ -67,7 +79,7 @@ void gather_pieces(const SampleSource& source, const SampleRow& row, const Piece
         if (sentence >= source.sentences) fail_damaged();
         const int64_t size = source.sizes[sentence];
         const int64_t step = rule.length(size);
-        const int64_t start = source.pointers[sentence] / token_bytes;
+        const int64_t start = source.pointers[sentence] >> token_shift;
         for (; offset < size && pieces.size() < row.pieces; offset += step) {
             pieces.push_back({start + offset, std::min(step, size - offset)});
         }
@@ -91,34 +103,46 @@ const Piece* pivot_of(const std::vector<Piece>& pieces, Random& random) {
     return pieces.data() + 1 + random.below(static_cast<uint32_t>(pieces.size() - 1));
 }
 
-// Copies n tokens to columns from `column` on and appends the columns where words start. Returns the new word count;
-// ids outside the vocabulary are marked in `bad` and read as 0.
+// Copies n tokens to `row` and appends the columns where words start, the first token's among them where a segment
+// starts; `column` is that of row[0]. Returns the new word count. Throws std::runtime_error for ids outside the
+// vocabulary.
 template <typename T>
-int64_t copy_tokens(const T* source, const uint8_t* words, int64_t token, int64_t n, const std::vector<int32_t>& table,
-                    int64_t* row, int64_t column, int64_t segment_start, uint32_t* word_starts, int64_t word,
-                    bool& bad) {
-    const uint64_t vocab_size = table.size();
-    source += token;
-    for (int64_t i = 0; i < n; ++i) {
-        uint64_t id = static_cast<uint64_t>(source[i]);  // a negative id becomes a huge one
-        bad |= id >= vocab_size;
-        id = id < vocab_size ? id : 0;
-        const int32_t entry = table[id];
-        row[column + i] = entry & ~AssemblyRule::kStartsWord;
-        const int64_t bit = token + i;
-        const bool starts = words ? (words[bit >> 3] >> (bit & 7)) & 1 : entry < 0;
-        word_starts[word] = static_cast<uint32_t>(column + i);
-        word += starts | (column + i == segment_start);
+int64_t copy_tokens(const T* tokens, const uint8_t* words, int64_t token, int64_t n, const std::vector<int32_t>& table,
+                    int64_t* row, int64_t column, bool segment_starts, uint32_t* word_starts, int64_t word) {
+    using Unsigned = std::make_unsigned_t<T>;  // a negative id becomes a huge one
+    const auto* ids = reinterpret_cast<const Unsigned*>(tokens + token);
+    Unsigned largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, ids[i]);
+    if (largest >= table.size()) throw std::runtime_error("a token id is not in the vocabulary");
+    const int32_t* entries = table.data();
+    for (int64_t i = 0; i < n; ++i) row[i] = entries[ids[i]] & ~AssemblyRule::kStartsWord;
+    if (segment_starts && n > 0) word_starts[word++] = static_cast<uint32_t>(column);
+    const int64_t skip = segment_starts ? 1 : 0;
+    if (words == nullptr) {
+        for (int64_t i = skip; i < n; ++i) {
+            word_starts[word] = static_cast<uint32_t>(column + i);
+            word += entries[ids[i]] < 0;
+        }
+        return word;
+    }
+    for (int64_t i = skip; i < n;) {
+        // The bits up to the end of their byte; then bytes.
+        const int64_t bit = token + i, count = std::min<int64_t>(8 - (bit & 7), n - i);
+        uint32_t bits = (words[bit >> 3] >> (bit & 7)) & ((1u << count) - 1);
+        for (; bits; bits &= bits - 1) {
+            word_starts[word++] = static_cast<uint32_t>(column + i + __builtin_ctz(bits));
+        }
+        i += count;
     }
     return word;
 }
 
 int64_t copy_piece(const SampleSource& s, int64_t token, int64_t n, const std::vector<int32_t>& table, int64_t* row,
-                   int64_t column, int64_t segment_start, uint32_t* word_starts, int64_t word, bool& bad) {
+                   int64_t column, bool segment_starts, uint32_t* word_starts, int64_t word) {
     const auto copy = [&](auto type) {
         using T = decltype(type);
-        return copy_tokens(static_cast<const T*>(s.tokens), s.words, token, n, table, row, column, segment_start,
-                           word_starts, word, bad);
+        return copy_tokens(static_cast<const T*>(s.tokens), s.words, token, n, table, row, column, segment_starts,
+                           word_starts, word);
     };
     switch (s.type) {
         case TokenType::uint8: return copy(uint8_t{});
@@ -129,16 +153,6 @@ int64_t copy_piece(const SampleSource& s, int64_t token, int64_t n, const std::v
         case TokenType::uint16: return copy(uint16_t{});
     }
     return word;
-}
-
-int64_t bytes_of(TokenType type) {
-    switch (type) {
-        case TokenType::uint8: case TokenType::int8: return 1;
-        case TokenType::int16: case TokenType::uint16: return 2;
-        case TokenType::int32: return 4;
-        case TokenType::int64: return 8;
-    }
-    return 1;
 }
 
 // Marks the words to predict: `budget` tokens in whole words. Words are tried in random order; at each an n-gram is
@@ -237,10 +251,10 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
         const SampleParts sample = parts(corpora[i], numbers[i]);
         const SampleSource& source = sources_[static_cast<size_t>(sample.corpus)];
         const SampleRow& row = source.rows[sample.own.row];
-        const int64_t token_bytes = bytes_of(source.type);
+        const int token_shift = shift_of(source.type);
         Random random(sample.own.random);
 
-        gather_pieces(source, row, rule_.pieces, token_bytes, scratch.pieces);
+        gather_pieces(source, row, rule_.pieces, token_shift, scratch.pieces);
         const Piece* begin = scratch.pieces.data();
         const Piece* end = begin + scratch.pieces.size();
         std::pair<const Piece*, const Piece*> runs[2] = {{begin, end}, {end, end}};
@@ -254,7 +268,7 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
             if (swapped) std::swap(runs[0], runs[1]);
         }
         if (sample.exchanged) {
-            gather_pieces(source, source.rows[sample.other.row], rule_.pieces, token_bytes, scratch.others);
+            gather_pieces(source, source.rows[sample.other.row], rule_.pieces, token_shift, scratch.others);
             Random others(sample.other.random);
             runs[1] = {pivot_of(scratch.others, others), scratch.others.data() + scratch.others.size()};
         }
@@ -269,7 +283,6 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
         int64_t* types = batch.token_types + i * width;
         Segment segments[2] = {};
         int64_t column = 0, word = 0;
-        bool bad = false;
         tokens[column++] = rule_.cls;
         int64_t first_segment_end = 0;
         for (int side = 0; side < (rule_.objective == Objective::none ? 1 : 2); ++side) {
@@ -279,8 +292,8 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
             segments[side].first = word;
             for (const Piece* piece = runs[side].first; piece != runs[side].second; ++piece) {
                 const int64_t from = std::min(skip, piece->length), n = std::min(keep, piece->length - from);
-                word = copy_piece(source, piece->token + from, n, rule_.vocabulary, tokens, column, segment_start,
-                                  scratch.word_starts.data(), word, bad);
+                word = copy_piece(source, piece->token + from, n, rule_.vocabulary, tokens + column, column,
+                                  column == segment_start, scratch.word_starts.data(), word);
                 column += n;
                 skip -= from;
                 keep -= n;
@@ -290,7 +303,6 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
             tokens[column++] = rule_.sep;
             if (side == 0) first_segment_end = column;
         }
-        if (bad) throw std::runtime_error("a token id is not in the vocabulary");
         std::fill(tokens + column, tokens + width, rule_.pad);
         std::fill(types, types + first_segment_end, int64_t{0});
         std::fill(types + first_segment_end, types + column, int64_t{1});
@@ -307,15 +319,19 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
                 for (uint32_t c = scratch.word_starts[w]; c < scratch.word_starts[w + 1]; ++c) {
                     batch.masked_positions.push_back(i * width + c);
                     batch.masked_labels.push_back(tokens[c]);
-                    // 80 % [MASK], 10 % kept, 10 % a random token
-                    const uint64_t draw = random.next();
-                    const double u = static_cast<double>(draw >> 32) * (1.0 / 4294967296.0);
-                    const size_t other = static_cast<size_t>(((draw & 0xffffffffu) * rule_.random_ids.size()) >> 32);
-                    tokens[c] = u < 0.8 ? rule_.mask : u < 0.9 ? tokens[c] : rule_.random_ids[other];
+                    tokens[c] = replacement(tokens[c], random.next());
                 }
             }
         }
     }
+}
+
+// 80 % [MASK], 10 % the token itself, 10 % a random one.
+int64_t Assembler::replacement(int64_t token, uint64_t draw) const {
+    constexpr uint32_t kMask = 3435973837, kKeep = 3865470566;  // 0.8 and 0.9 in units of 2^-32
+    const auto share = static_cast<uint32_t>(draw >> 32);
+    if (share >= kKeep) return rule_.random_ids[((draw & 0xffffffffu) * rule_.random_ids.size()) >> 32];
+    return share < kMask ? rule_.mask : token;
 }
 
 }  // namespace megatron

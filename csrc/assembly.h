@@ -86,6 +86,7 @@ class Assembler {
 
   private:
     SampleParts parts(int32_t corpus, int64_t number) const;
+    int64_t replacement(int64_t token, uint64_t draw) const;
 
     const std::vector<SampleSource> sources_;
     const AssemblyRule rule_;
