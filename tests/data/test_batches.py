@@ -13,25 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron.config import DataConfig
-from megatron.data.batches import Batch, Split, evaluation_batches, open_splits, step_batches, vocabulary_table
+from megatron.data.batches import Batch, Split, evaluation_batches, step_batches, vocabulary_table
 from megatron.data.indexed import IndexedDataset
-from megatron.data.tokenizer import Tokenizer
 from megatron.errors import UserError
 
-from .made_up import CLS, FIRST, MASK, PAD, SEP, SPECIALS, random_documents, vocabulary, write_corpus
+from .made_up import (
+    CLS,
+    FIRST,
+    MASK,
+    PAD,
+    SEP,
+    SPECIALS,
+    open_made_up,
+    random_documents,
+    restored,
+    segments_of,
+    vocabulary,
+    write_corpus,
+)  # fmt: skip
 
 FIELDS = ("tokens", "token_types", "lengths", "masked_positions", "masked_labels", "sop_labels", "samples")
-
-
-def open_made_up(
-    prefix: Path | str, *, vocab_size: int | None = None, tokenizer: Tokenizer | None = None, seed: int = 1, **data: Any
-) -> dict[str, Split]:
-    """The splits of a made-up corpus; `data` are options of DataConfig."""
-    if tokenizer is None:
-        tokenizer = vocabulary(vocab_size or IndexedDataset(str(prefix)).num_tokens + FIRST)
-    options = {"data_path": (str(prefix),), "split": "100,0,0", "seq_length": 64} | data
-    return open_splits(DataConfig(**options), seed=seed, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +49,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[IndexedDataset, np
 @pytest.fixture(scope="module")
 def train(corpus: tuple[IndexedDataset, np.ndarray]) -> Split:
     return open_made_up(corpus[0].prefix)["train"]
-
-
-def restored(batch: Batch) -> np.ndarray:
-    """The tokens [b, s] with the labels put back."""
-    tokens = batch.tokens.copy().reshape(-1)
-    tokens[batch.masked_positions] = batch.masked_labels
-    return tokens.reshape(batch.tokens.shape)
-
-
-def segments_of(row: np.ndarray, length: int) -> list[np.ndarray]:
-    """The segments between the special tokens of a restored row."""
-    ends = np.flatnonzero(row[:length] == SEP)
-    return [row[begin + 1 : end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
