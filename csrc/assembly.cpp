@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bitset>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -34,11 +35,18 @@ struct Segment {
     int64_t first, last;
 };
 
-int64_t sum_of_lengths(const Piece* begin, const Piece* end) {
-    int64_t sum = 0;
-    for (; begin != end; ++begin) sum += begin->length;
-    return sum;
-}
+// The pieces of a segment before truncation.
+struct Run {
+    const Piece *begin, *end;
+    int64_t tokens() const {
+        return std::accumulate(begin, end, int64_t{0}, [](int64_t sum, const Piece& p) { return sum + p.length; });
+    }
+};
+
+struct Runs {
+    Run side[2];
+    bool label;  // of the sentence objective
+};
 
 [[noreturn]] void fail_damaged() { throw std::runtime_error("the sample index is damaged"); }
 
@@ -155,6 +163,57 @@ int64_t copy_piece(const SampleSource& s, int64_t token, int64_t n, const std::v
     return word;
 }
 
+// The two segments of a sample (the second empty where there is one), and the label of the objective.
+Runs choose_runs(const SampleSource& source, const SampleParts& sample, const AssemblyRule& rule, Random& random,
+                 Scratch& scratch) {
+    const int token_shift = shift_of(source.type);
+    gather_pieces(source, source.rows[sample.own.row], rule.pieces, token_shift, scratch.pieces);
+    const Piece* begin = scratch.pieces.data();
+    const Piece* end = begin + scratch.pieces.size();
+    if (rule.objective == Objective::none) return {{{begin, end}, {end, end}}, false};
+    const Piece* pivot = pivot_of(scratch.pieces, random);
+    if (rule.objective == Objective::sentence_order) {
+        if (random.coin()) return {{{pivot, end}, {begin, pivot}}, true};
+        return {{{begin, pivot}, {pivot, end}}, false};
+    }
+    if (!sample.exchanged) return {{{begin, pivot}, {pivot, end}}, false};
+    gather_pieces(source, source.rows[sample.other.row], rule.pieces, token_shift, scratch.others);
+    Random others(sample.other.random);
+    return {{{begin, pivot}, {pivot_of(scratch.others, others), scratch.others.data() + scratch.others.size()}}, true};
+}
+
+// Writes [CLS] A [SEP] or [CLS] A [SEP] B [SEP], cut to `target` tokens at either end of the longer segment, and
+// padding: tokens and token types [seq_length]. Returns the length without padding; `segments` are their words.
+int64_t write_segments(const SampleSource& source, const Runs& runs, int64_t target, const AssemblyRule& rule,
+                       Random& random, Scratch& scratch, int64_t* tokens, int64_t* types, Segment (&segments)[2]) {
+    const int64_t sizes[2] = {runs.side[0].tokens(), runs.side[1].tokens()};
+    const auto [drop_first, drop_second] = excess(sizes[0], sizes[1], target);
+    const int64_t drops[2] = {drop_first, drop_second};
+    int64_t column = 0, word = 0;
+    tokens[column++] = rule.cls;
+    for (int side = 0; side < (rule.objective == Objective::none ? 1 : 2); ++side) {
+        int64_t skip = heads(drops[side], random), keep = sizes[side] - drops[side];
+        if (column + keep + 1 > rule.seq_length) fail_damaged();
+        const int64_t start = column;
+        segments[side].first = word;
+        for (const Piece* piece = runs.side[side].begin; piece != runs.side[side].end; ++piece) {
+            const int64_t from = std::min(skip, piece->length), n = std::min(keep, piece->length - from);
+            word = copy_piece(source, piece->token + from, n, rule.vocabulary, tokens + column, column,
+                              column == start, scratch.word_starts.data(), word);
+            column += n;
+            skip -= from;
+            keep -= n;
+        }
+        segments[side].last = word;
+        scratch.word_starts[word++] = static_cast<uint32_t>(column);  // the end of the last word
+        tokens[column++] = rule.sep;
+        std::fill(types + (side == 0 ? 0 : start), types + column, int64_t{side});
+    }
+    std::fill(tokens + column, tokens + rule.seq_length, rule.pad);
+    std::fill(types + column, types + rule.seq_length, int64_t{0});
+    return column;
+}
+
 // Marks the words to predict: `budget` tokens in whole words. Words are tried in random order; at each an n-gram is
 // drawn and shrunk until it fits into the budget, the segment and the words still free. Where every word is longer than
 // the budget, the shortest is taken: a sample always has something to predict.
@@ -251,67 +310,19 @@ void Assembler::assemble(int64_t first, int64_t count, BatchArrays& batch) {
         const SampleParts sample = parts(corpora[i], numbers[i]);
         const SampleSource& source = sources_[static_cast<size_t>(sample.corpus)];
         const SampleRow& row = source.rows[sample.own.row];
-        const int token_shift = shift_of(source.type);
         Random random(sample.own.random);
-
-        gather_pieces(source, row, rule_.pieces, token_shift, scratch.pieces);
-        const Piece* begin = scratch.pieces.data();
-        const Piece* end = begin + scratch.pieces.size();
-        std::pair<const Piece*, const Piece*> runs[2] = {{begin, end}, {end, end}};
-        bool swapped = false;
-        if (rule_.objective != Objective::none) {
-            const Piece* pivot = pivot_of(scratch.pieces, random);
-            runs[0].second = runs[1].first = pivot;
-        }
-        if (rule_.objective == Objective::sentence_order) {
-            swapped = random.coin();
-            if (swapped) std::swap(runs[0], runs[1]);
-        }
-        if (sample.exchanged) {
-            gather_pieces(source, source.rows[sample.other.row], rule_.pieces, token_shift, scratch.others);
-            Random others(sample.other.random);
-            runs[1] = {pivot_of(scratch.others, others), scratch.others.data() + scratch.others.size()};
-        }
-        const int64_t sizes[2] = {sum_of_lengths(runs[0].first, runs[0].second),
-                                  sum_of_lengths(runs[1].first, runs[1].second)};
+        const Runs runs = choose_runs(source, sample, rule_, random, scratch);
         const int64_t target =
             rule_.pieces.full_sentences ? rule_.pieces.longest : source.targets(row.sentence(), row.offset);
-        const auto drop = excess(sizes[0], sizes[1], target);
-        const int64_t drops[2] = {drop.first, drop.second};
-
         int64_t* tokens = batch.tokens + i * width;
-        int64_t* types = batch.token_types + i * width;
         Segment segments[2] = {};
-        int64_t column = 0, word = 0;
-        tokens[column++] = rule_.cls;
-        int64_t first_segment_end = 0;
-        for (int side = 0; side < (rule_.objective == Objective::none ? 1 : 2); ++side) {
-            int64_t skip = heads(drops[side], random), keep = sizes[side] - drops[side];
-            if (column + keep + 1 > width) fail_damaged();
-            const int64_t segment_start = column;
-            segments[side].first = word;
-            for (const Piece* piece = runs[side].first; piece != runs[side].second; ++piece) {
-                const int64_t from = std::min(skip, piece->length), n = std::min(keep, piece->length - from);
-                word = copy_piece(source, piece->token + from, n, rule_.vocabulary, tokens + column, column,
-                                  column == segment_start, scratch.word_starts.data(), word);
-                column += n;
-                skip -= from;
-                keep -= n;
-            }
-            segments[side].last = word;
-            scratch.word_starts[word++] = static_cast<uint32_t>(column);  // the end of the last word
-            tokens[column++] = rule_.sep;
-            if (side == 0) first_segment_end = column;
-        }
-        std::fill(tokens + column, tokens + width, rule_.pad);
-        std::fill(types, types + first_segment_end, int64_t{0});
-        std::fill(types + first_segment_end, types + column, int64_t{1});
-        std::fill(types + column, types + width, int64_t{0});
-        batch.lengths[i] = column;
-        batch.order_labels[i] = swapped || sample.exchanged;
+        const int64_t length = write_segments(source, runs, target, rule_, random, scratch, tokens,
+                                              batch.token_types + i * width, segments);
+        batch.lengths[i] = length;
+        batch.order_labels[i] = runs.label;
 
-        const double prob = rule_.mask_share(first + i);
-        const int64_t budget = std::max<int64_t>(1, std::llrint(prob * static_cast<double>(column)));
+        const double wanted = rule_.mask_share(first + i) * static_cast<double>(length);
+        const int64_t budget = std::max<int64_t>(1, std::llrint(wanted));
         choose_words(scratch, segments[0], segments[1], budget, ngram_thresholds_, random);
         for (const Segment& segment : segments) {
             for (int64_t w = segment.first; w < segment.last; ++w) {

@@ -29,7 +29,7 @@ if call == "read":
     sentences = [dataset[i].tolist() for i in range(len(dataset))]
     json.dump({"sentences": sentences, "documents": dataset.document_indices.tolist()}, sys.stdout)
 else:
-    builder = IndexedDatasetBuilder(prefix + ".bin", dtype=np.dtype(call))
+    builder = IndexedDatasetBuilder(prefix + ".bin", dtype=getattr(np, call))
     for document in documents:
         for sentence in document:
             builder.add_item(torch.tensor(sentence))
