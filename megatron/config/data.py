@@ -24,9 +24,8 @@ class DataConfig:
     """Folder for sample indices [default: a folder cache/ beside each corpus]."""
     seq_length: int = 0
     """Tokens of a sample, [CLS] and [SEP] included."""
-    sentence_objective: Literal["sop", "nsp", "none"] | None = None
-    """What the binary head tells of two segments: whether they are swapped (sop), whether the second is of another
-    document (nsp), or nothing: one segment (none) [default: sop, or none with --bert-no-binary-head]."""
+    sentence_objective: Literal["sop", "nsp", "none"] = "sop"
+    """Are two segments swapped (sop), of two documents (nsp); none is one segment, as with --bert-no-binary-head."""
     full_sentences: bool = False
     """Samples are as many whole sentences of a document as fit, and none is cut; for --sentence-objective none."""
     masking: Literal["whole-word", "token"] = "whole-word"

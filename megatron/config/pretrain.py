@@ -56,10 +56,8 @@ class PretrainConfig:
         data = dataclasses.replace(self.data, sentence_objective=self.sentence_objective)
         model = dataclasses.replace(self.model, bert_no_binary_head=self.sentence_objective == "none")
         found = model.problems() + data.problems() + self.optimizer.problems()
-        if self.model.bert_no_binary_head and self.sentence_objective != "none":
-            found.append(
-                f"--bert-no-binary-head excludes --sentence-objective {self.sentence_objective}: give one of them"
-            )
+        if self.model.bert_no_binary_head and self.data.sentence_objective == "nsp":
+            found.append("--bert-no-binary-head excludes --sentence-objective nsp: give one of them")
         found += self.parallel.problems(self.model, world_size)
         tensor = self.parallel.tensor_model_parallel_size
         if self.parallel.sequence_parallel and tensor > 1 and self.data.seq_length % tensor:
@@ -110,8 +108,8 @@ class PretrainConfig:
 
     @property
     def sentence_objective(self) -> Literal["sop", "nsp", "none"]:
-        """What the binary head learns: as asked for, or what follows from --bert-no-binary-head."""
-        return self.data.sentence_objective or ("none" if self.model.bert_no_binary_head else "sop")
+        """What the binary head learns; nothing without one."""
+        return "none" if self.model.bert_no_binary_head else self.data.sentence_objective
 
     def resolved(self, *, world_size: int) -> "PretrainConfig":
         """Fill in what follows from other options on `world_size` processes.

@@ -273,7 +273,7 @@ def _assembler(
         ],
         weights=weights,
         seq_length=data.seq_length,
-        objective=OBJECTIVES[data.sentence_objective or "sop"],
+        objective=OBJECTIVES[data.sentence_objective],
         # Evaluations see the same masks throughout a run.
         mask_share=(data.mask_prob, end, data.mask_prob_samples or 0) if name == "train" else (end, end, 0),
         max_ngrams=min(data.max_ngrams, data.seq_length),

@@ -135,9 +135,7 @@ def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainCo
         )
 
 
-def _record(
-    run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float, waited: float
-) -> None:
+def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float, waited: float) -> None:
     config, steps = run.config, progress.window_steps
     batch = global_batch_size(config, progress.consumed_samples - 1)
     record: dict[str, Any] = {

@@ -60,7 +60,7 @@ def test_what_follows_is_filled_in() -> None:
         ({"mask_prob_end": 0.3, "mask_prob_samples": 0}, "--mask-prob-samples must be positive"),
         ({"train_data_path": ("b",)}, "--data-path, which --split divides, excludes --train-"),
         ({"data_path": (), "train_data_path": ("b",), "split": "1,1"}, "--split divides --data-path"),
-        ({"bert_no_binary_head": True, "sentence_objective": "sop"}, "excludes --sentence-objective sop"),
+        ({"bert_no_binary_head": True, "sentence_objective": "nsp"}, "excludes --sentence-objective nsp"),
         ({"full_sentences": True}, "--full-sentences has no pairs: give --sentence-objective none"),
         ({"max_ngrams": 0}, "--max-ngrams"),
         ({"vocab_file": None}, "needs --vocab-file"),
