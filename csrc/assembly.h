@@ -1,6 +1,7 @@
 // From sample numbers to a batch of arrays: segments, truncation, whole-word and n-gram masking.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -17,17 +18,33 @@ struct SampleSource {
     TokenType type;
     Unaligned<int32_t> sizes;
     Unaligned<int64_t> pointers;
+    Unaligned<int64_t> document_index;
     const uint8_t* words;  // a bit a token, or null: then the vocabulary says what starts a word
-    int64_t sentences;
+    int64_t sentences, documents;
     const SampleRow* rows;
     int64_t num_rows;
+    TargetRule targets;
     uint64_t key;
+};
+
+// What the two segments of a sample are: none (one segment), two runs of a document in order or swapped (ALBERT's
+// sentence order), or a run and what follows it or a run of another document (BERT's next sentence).
+enum class Objective : int { none = 0, sentence_order = 1, next_sentence = 2 };
+
+// Share of the tokens to predict: linear in the number of the sample, constant from `samples` on.
+struct MaskShare {
+    double first, last;
+    int64_t samples;
+    double operator()(int64_t sample) const {
+        if (sample >= samples) return last;
+        return first + (last - first) * (static_cast<double>(sample) / static_cast<double>(samples));
+    }
 };
 
 struct AssemblyRule {
     int64_t seq_length;
-    bool binary_head;  // two segments, in order or swapped
-    double mask_prob;
+    Objective objective;
+    MaskShare mask_share;
     int max_ngrams;
     int64_t pad, cls, sep, mask;
     PieceRule pieces;
@@ -38,14 +55,20 @@ struct AssemblyRule {
 
 // Where assemble() writes; arrays are row-major [count, seq_length] or [count].
 struct BatchArrays {
-    int64_t *tokens, *token_types, *lengths, *sop_labels;
+    int64_t *tokens, *token_types, *lengths, *order_labels;
     std::vector<int64_t> masked_positions, masked_labels;
 };
 
 struct SampleName {
-    int32_t corpus;
-    int64_t row;     // in the rows of the corpus
+    int64_t row;      // in the rows of the corpus
     uint64_t random;  // key of all its random numbers
+};
+
+// What a sample is made of: a row, and another one whose second segment it has instead of its own.
+struct SampleParts {
+    int32_t corpus;
+    SampleName own, other;
+    bool exchanged;
 };
 
 class Assembler {
@@ -57,12 +80,13 @@ class Assembler {
     // Throws std::runtime_error where the files do not hold what the index promises.
     void assemble(int64_t first, int64_t count, BatchArrays& batch);
 
-    SampleName name(int64_t sample);
+    SampleParts parts(int64_t sample);
 
     Blend& blend() { return blend_; }
 
   private:
-    SampleName name(int32_t corpus, int64_t number) const;
+    SampleParts parts(int32_t corpus, int64_t number) const;
+    int64_t replacement(int64_t token, uint64_t draw) const;
 
     const std::vector<SampleSource> sources_;
     const AssemblyRule rule_;

@@ -1,3 +1,4 @@
+// The samples of one epoch over a split of a corpus.
 #pragma once
 
 #include <cstdint>
@@ -13,24 +14,20 @@ struct SplitRange {
     uint64_t key;
 };
 
-struct TargetRule {
-    int64_t longest, shortest;  // tokens without special tokens
-    double short_probability;   // share of samples with a target drawn uniformly from [shortest, longest]
-    uint64_t key;
-};
-
 struct SampleIndex {
     std::vector<SampleRow> rows;
     int64_t documents = 0;        // of the split
     int64_t short_documents = 0;  // of these, skipped for having too few pieces
 };
 
-// The samples of one epoch over a split: consecutive pieces of a document until the target is reached, as Megatron's
-// build_mapping. Every piece of a usable document is in exactly one sample.
+// The samples of documents [first, last) that belong to the split: consecutive pieces of a document until the target is
+// reached, as Megatron's build_mapping. Every piece of a usable document is in exactly one sample. Samples depend on
+// their own document alone, so the index can be built in blocks of documents.
 SampleIndex build_sample_index(Unaligned<int32_t> sizes, Unaligned<int64_t> document_index, int64_t documents,
-                               SplitRange split, PieceRule pieces, TargetRule targets);
+                               int64_t first, int64_t last, SplitRange split, PieceRule pieces, TargetRule targets);
 
-// A checksum of the rows, to find a damaged cache.
-uint64_t checksum(const SampleRow* rows, int64_t count);
+// A checksum of the rows, to find a damaged cache: that of a whole index is the sum of those of its parts. `first` is
+// the number of the first row.
+uint64_t checksum(const SampleRow* rows, int64_t count, int64_t first);
 
 }  // namespace megatron

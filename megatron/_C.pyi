@@ -6,7 +6,16 @@ from numpy.typing import NDArray
 openmp: bool
 
 class PieceRule:
-    def __init__(self, *, longest: int, slice: int, fewest: int) -> None: ...
+    def __init__(self, *, longest: int, slice: int, fewest: int, full_sentences: bool) -> None: ...
+
+class TargetRule:
+    def __init__(self, *, longest: int, shortest: int, short_probability: float, key: int) -> None: ...
+    def __call__(self, sentence: int, offset: int) -> int: ...
+
+SampleSource = tuple[
+    np.ndarray, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, TargetRule, int
+]
+"""Tokens, dtype code, sizes, pointers, document index, word bits, rows, targets, key."""
 
 class Blend:
     def __init__(self, weights: Sequence[float]) -> None: ...
@@ -17,11 +26,11 @@ class Assembler:
     def __init__(
         self,
         *,
-        sources: list[tuple[np.ndarray, int, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, int]],
+        sources: list[SampleSource],
         weights: Sequence[float],
         seq_length: int,
-        binary_head: bool,
-        mask_prob: float,
+        objective: int,
+        mask_share: tuple[float, float, int],
         max_ngrams: int,
         pad: int,
         cls: int,
@@ -32,7 +41,7 @@ class Assembler:
         random_ids: NDArray[np.int32],
     ) -> None: ...
     def assemble(self, first: int, count: int) -> tuple[NDArray[np.int64], ...]: ...
-    def locate(self, sample: int) -> tuple[int, int]: ...
+    def locate(self, sample: int) -> tuple[int, list[int]]: ...
     def taken(self, count: int) -> list[int]: ...
 
 class SharedGroup:
@@ -67,11 +76,10 @@ def sample_index(
     *,
     sizes: np.ndarray,
     document_index: np.ndarray,
+    documents: tuple[int, int],
     split_range: tuple[int, int],
     split_key: int,
     pieces: PieceRule,
-    targets: tuple[int, int],
-    short_probability: float,
-    key: int,
-) -> tuple[NDArray[np.int64], int, int]: ...
-def checksum(rows: np.ndarray) -> int: ...
+    targets: TargetRule,
+) -> tuple[NDArray[np.uint32], int, int]: ...
+def checksum(rows: np.ndarray, first: int) -> int: ...

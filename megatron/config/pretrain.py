@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from megatron.config.data import DataConfig
 from megatron.config.model import ModelConfig
@@ -53,7 +53,11 @@ class PretrainConfig:
     def problems(self, world_size: int) -> list[str]:
         """Every violated rule, as messages."""
         data_parallel_size = max(world_size // max(self.parallel.model_parallel_size, 1), 1)
-        found = self.model.problems() + self.data.problems() + self.optimizer.problems()
+        data = dataclasses.replace(self.data, sentence_objective=self.sentence_objective)
+        model = dataclasses.replace(self.model, bert_no_binary_head=self.sentence_objective == "none")
+        found = model.problems() + data.problems() + self.optimizer.problems()
+        if self.model.bert_no_binary_head and self.data.sentence_objective == "nsp":
+            found.append("--bert-no-binary-head excludes --sentence-objective nsp: give one of them")
         found += self.parallel.problems(self.model, world_size)
         tensor = self.parallel.tensor_model_parallel_size
         if self.parallel.sequence_parallel and tensor > 1 and self.data.seq_length % tensor:
@@ -102,6 +106,11 @@ class PretrainConfig:
             found.append("--log-interval must be at least 1")
         return found + self.dry_run.problems()
 
+    @property
+    def sentence_objective(self) -> Literal["sop", "nsp", "none"]:
+        """What the binary head learns; nothing without one."""
+        return "none" if self.model.bert_no_binary_head else self.data.sentence_objective
+
     def resolved(self, *, world_size: int) -> "PretrainConfig":
         """Fill in what follows from other options on `world_size` processes.
 
@@ -116,7 +125,12 @@ class PretrainConfig:
         data_parallel_size = world_size // self.parallel.model_parallel_size
         return dataclasses.replace(
             self,
-            model=dataclasses.replace(model, ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size),
+            model=dataclasses.replace(
+                model,
+                ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+                bert_no_binary_head=self.sentence_objective == "none",
+            ),
+            data=dataclasses.replace(self.data, sentence_objective=self.sentence_objective),
             training=dataclasses.replace(
                 train, global_batch_size=train.global_batch_size or train.micro_batch_size * data_parallel_size
             ),

@@ -6,6 +6,7 @@ stream of its own, so workers, batch sizes, ranks and restarts change nothing in
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron.config import DataConfig
 from megatron.data.blend import parse_data_path
 from megatron.data.indexed import IndexedDataset, check_largest_token
-from megatron.data.samples import SPLIT_NAMES, SampleIndex, SampleRule, open_sample_index, samples_key, split_ranges
+from megatron.data.sample_cache import SampleIndex, first_sentences
+from megatron.data.samples import SPLIT_NAMES, SampleRule, open_sample_index, samples_key, split_ranges
 from megatron.errors import UserError
 from megatron.native import _C
 
@@ -30,6 +33,8 @@ CJK_RANGES = (
 )  # fmt: skip
 """What BERT's tokenizer takes for a Chinese character."""
 STARTS_WORD = np.int32(-(2**31))
+OBJECTIVES = {"none": 0, "sop": 1, "nsp": 2}
+"""Codes of `--sentence-objective` in csrc/assembly.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,8 @@ class Batch:
     masked_labels: NDArray[np.int64]
     """[m], the tokens that stood there."""
     sop_labels: NDArray[np.int64]
-    """[b], 0 segments in order, 1 swapped; all 0 without the binary head."""
+    """[b], 0 segments in order, 1 swapped or, for next sentences, the second of another document; 0 without the binary
+    head."""
     samples: NDArray[np.int64]
     """[b], number within the split; seeds dropout and names samples in reports."""
 
@@ -117,64 +123,42 @@ class Split:
         return lines
 
     def documents_of(self, sample: int) -> list[tuple[str, int]]:
-        """The documents, as (prefix, number in the corpus), that a sample is made of."""
-        number, row = self.assembler.locate(sample)
+        """The documents, as (prefix, number in the corpus), that a sample is made of, in order of its segments."""
+        number, rows = self.assembler.locate(sample)
         corpus = self.corpora[number]
-        sentence = corpus.index.rows["sentence"][row]
-        return [(corpus.prefix, int(np.searchsorted(corpus.dataset.document_index, sentence, side="right")) - 1)]
+        sentences = first_sentences(corpus.index.rows[rows]).tolist()
+        return [(corpus.prefix, bisect_right(corpus.dataset.document_index, at) - 1) for at in sentences]
 
 
-def open_splits(
-    *,
-    data_path: tuple[str, ...],
-    split: str,
-    seq_length: int,
-    mask_prob: float,
-    short_seq_prob: float,
-    max_ngrams: int,
-    binary_head: bool,
-    seed: int,
-    tokenizer: Tokenizer,
-    cache_path: str | None,
-) -> dict[str, Split]:
-    """The splits with a share in `--split`, among train, valid and test.
+def open_splits(data: DataConfig, *, seed: int, tokenizer: Tokenizer, wait_seconds: float = 1800.0) -> dict[str, Split]:
+    """The splits with a share in `--split`, or with corpora of their own, among train, valid and test.
 
-    Raises `UserError` for a bad `--data-path` or `--split`, files that are missing, damaged or made with another
-    vocabulary, and a corpus without usable documents for a split.
+    wait_seconds: at most, for a process that builds an index. Raises `UserError` for bad paths or `--split`, files that
+    are missing, damaged or made with another vocabulary, and a corpus without usable documents for a split.
     """
-    if not 8 <= seq_length <= 65535:
-        raise UserError(f"--seq-length {seq_length} is outside 8 to 65535")
-    weights, prefixes = parse_data_path(data_path)
-    rule = SampleRule(seq_length=seq_length, binary_head=binary_head, short_seq_prob=short_seq_prob, seed=seed)
-    vocabulary = vocabulary_table(tokenizer)
+    if not 8 <= data.seq_length <= 65535:
+        raise UserError(f"--seq-length {data.seq_length} is outside 8 to 65535")
+    rule = SampleRule(
+        seq_length=data.seq_length,
+        binary_head=data.sentence_objective != "none",
+        short_seq_prob=data.short_seq_prob,
+        seed=seed,
+        full_sentences=data.full_sentences,
+    )
     members: dict[str, list[Corpus]] = {}
-    for prefix in prefixes:
-        dataset = IndexedDataset(prefix)
+    weights: dict[str, tuple[float, ...]] = {}
+    for name, weight, dataset, places in _shares(data):
         dataset.check_card(tokenizer.vocabulary_hash)
-        for name, split_range in split_ranges(split, dataset.num_documents, prefix).items():
-            index = open_sample_index(dataset, name, split_range, rule, cache_path)
-            check_largest_token(prefix, index.largest_token, tokenizer.vocab_size)
-            members.setdefault(name, []).append(Corpus(dataset=dataset, index=index))
+        index = open_sample_index(dataset, name, places, rule, data.data_cache_path, wait_seconds=wait_seconds)
+        check_largest_token(dataset.prefix, index.largest_token, tokenizer.vocab_size)
+        members.setdefault(name, []).append(Corpus(dataset=dataset, index=index))
+        weights[name] = (*weights.get(name, ()), weight)
     return {
         name: Split(
             name=name,
             corpora=tuple(members[name]),
-            weights=weights,
-            assembler=_C.Assembler(
-                sources=[_source(corpus, samples_key(corpus.dataset, name, seed)) for corpus in members[name]],
-                weights=weights,
-                seq_length=seq_length,
-                binary_head=binary_head,
-                mask_prob=mask_prob,
-                max_ngrams=min(max_ngrams, seq_length),
-                pad=tokenizer.pad_id,
-                cls=tokenizer.cls_id,
-                sep=tokenizer.sep_id,
-                mask=tokenizer.mask_id,
-                pieces=rule.pieces(),
-                vocabulary=vocabulary,
-                random_ids=tokenizer.random_ids,
-            ),
+            weights=weights[name],
+            assembler=_assembler(members[name], weights[name], name, data, rule, tokenizer),
         )
         for name in SPLIT_NAMES
         if name in members
@@ -250,13 +234,57 @@ def _rank_parts(first: int, samples: int, micro_batch_size: int, rank: int, size
     return [(at, min(micro_batch_size, end - at)) for at in range(begin, end, micro_batch_size)]
 
 
-def _source(
-    corpus: Corpus, key: int
-) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, int]:
-    dataset = corpus.dataset
-    return (
-        dataset.tokens, dataset.dtype_code, dataset.sizes, dataset.pointers, dataset.words, corpus.index.rows, key,
-    )  # fmt: skip
+def _shares(data: DataConfig) -> Iterator[tuple[str, float, IndexedDataset, tuple[int, int]]]:
+    """The corpora of the splits: name of the split, weight, corpus, and its part (places, see `split_ranges`)."""
+    if data.data_path:
+        for weight, prefix in zip(*parse_data_path(data.data_path), strict=True):
+            dataset = IndexedDataset(prefix)
+            for name, places in split_ranges(data.split, dataset.num_documents, prefix).items():
+                yield name, weight, dataset, places
+    own_paths = zip(SPLIT_NAMES, (data.train_data_path, data.valid_data_path, data.test_data_path), strict=True)
+    for name, path in own_paths:
+        if path:
+            for weight, prefix in zip(*parse_data_path(path, f"--{name}-data-path"), strict=True):
+                dataset = IndexedDataset(prefix)
+                yield name, weight, dataset, (0, dataset.num_documents)
+
+
+def _assembler(
+    corpora: list[Corpus], weights: tuple[float, ...], name: str, data: DataConfig, rule: SampleRule,
+    tokenizer: Tokenizer,
+) -> _C.Assembler:  # fmt: skip
+    whole_words = data.masking == "whole-word"
+    vocabulary = vocabulary_table(tokenizer)
+    end = data.mask_prob if data.mask_prob_end is None else data.mask_prob_end
+    return _C.Assembler(
+        sources=[
+            (
+                corpus.dataset.tokens,
+                corpus.dataset.dtype_code,
+                corpus.dataset.sizes,
+                corpus.dataset.pointers,
+                corpus.dataset.document_index,
+                corpus.dataset.words if whole_words else None,
+                corpus.index.rows,
+                rule.targets(corpus.dataset, name),
+                samples_key(corpus.dataset, name, rule.seed),
+            )
+            for corpus in corpora
+        ],
+        weights=weights,
+        seq_length=data.seq_length,
+        objective=OBJECTIVES[data.sentence_objective],
+        # Evaluations see the same masks throughout a run.
+        mask_share=(data.mask_prob, end, data.mask_prob_samples or 0) if name == "train" else (end, end, 0),
+        max_ngrams=min(data.max_ngrams, data.seq_length),
+        pad=tokenizer.pad_id,
+        cls=tokenizer.cls_id,
+        sep=tokenizer.sep_id,
+        mask=tokenizer.mask_id,
+        pieces=rule.pieces(),
+        vocabulary=vocabulary if whole_words else vocabulary | STARTS_WORD,
+        random_ids=tokenizer.random_ids,
+    )
 
 
 def _is_cjk(character: str) -> bool:

@@ -10,6 +10,7 @@ bit up): 1 where a token starts a word. Ids stay those of the tokenizer; no `##`
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -60,7 +61,9 @@ class IndexedDataset:
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: preprocess the corpus again")
         self.dtype, sentences, entries = _read_header(index)
-        raw = np.memmap(index, mode="r", dtype=np.uint8)
+        with index.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        raw = np.frombuffer(mapped, np.uint8)
         lengths_at, pointers_at = HEADER.size, HEADER.size + 4 * sentences
         documents_at = pointers_at + 8 * sentences
         # The header is 34 bytes long, so none of these arrays is aligned: NumPy copes, C++ must load by memcpy.
@@ -74,6 +77,7 @@ class IndexedDataset:
             )
         self.tokens: np.ndarray = np.memmap(bin_file, mode="r", dtype=self.dtype)
         self._check_arrays()
+        mapped.madvise(mmap.MADV_DONTNEED)  # the checks touched every page
         self.words = self._open_words()
 
     @property
@@ -111,11 +115,11 @@ class IndexedDataset:
     def largest_token(self) -> int:
         """The largest token id of the corpus (one pass over the .bin); negative ids are a `UserError`."""
         largest = 0
-        for start in range(0, self.num_tokens, CHUNK):
-            chunk = self.tokens[start : start + CHUNK]
-            largest = max(largest, int(chunk.max()))
-            if int(chunk.min()) < 0:
-                raise UserError(f"{self.prefix}.bin holds a negative token id: preprocess the corpus again")
+        with open(f"{self.prefix}.bin", "rb") as file:  # read, not mapped: the pages need not stay in this process
+            while len(chunk := np.fromfile(file, self.dtype, CHUNK)):
+                largest = max(largest, int(chunk.max()))
+                if int(chunk.min()) < 0:
+                    raise UserError(f"{self.prefix}.bin holds a negative token id: preprocess the corpus again")
         return largest
 
     def check_vocabulary(self, vocab_size: int, vocabulary_hash: str | None = None) -> None:

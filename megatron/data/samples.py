@@ -7,11 +7,11 @@ the documents: the shuffle of each epoch is a keyed permutation computed when a 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import struct
-import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.indexed import HEADER, IndexedDataset
+from megatron.data.lock import one_maker
+from megatron.data.sample_cache import MAGIC, ROW, Block, SampleIndex, index_of_blocks, read_index, write_index
 from megatron.errors import UserError
 from megatron.native import _C
 
 SPLIT_NAMES = ("train", "valid", "test")
 SHORTEST_TARGET = 8
 """Tokens of the shortest sample that `--short-seq-prob` makes: less leaves next to nothing to predict."""
-ROW = np.dtype([("sentence", "<i8"), ("offset", "<u4"), ("pieces", "<u2"), ("target", "<u2")])
-CACHE_HEADER = struct.Struct("<8sQQQQQ")  # magic, rows, documents, short documents, largest token, checksum
-CACHE_MAGIC = b"MSAMPLE\x01"
+BLOCK_SENTENCES = 1 << 20
+PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,12 @@ class SampleRule:
     seq_length: int
     """Tokens of a sample, special tokens included."""
     binary_head: bool
-    """Samples have two segments (sentence order prediction), so at least two pieces."""
+    """Samples have two segments, so at least two pieces."""
     short_seq_prob: float
     """Share of samples with a length drawn uniformly up to the full one."""
     seed: int
+    full_sentences: bool = False
+    """A sample ends before the sentence that does not fit, so that none is cut; without the binary head."""
 
     @property
     def longest(self) -> int:
@@ -57,21 +60,18 @@ class SampleRule:
         return 2 if self.binary_head else 1
 
     def pieces(self) -> _C.PieceRule:
-        return _C.PieceRule(longest=self.longest, slice=self.slice, fewest=self.min_pieces)
+        return _C.PieceRule(
+            longest=self.longest, slice=self.slice, fewest=self.min_pieces, full_sentences=self.full_sentences
+        )
 
-
-@dataclass(frozen=True, kw_only=True)
-class SampleIndex:
-    """The samples of one epoch over one split of a corpus."""
-
-    rows: np.ndarray
-    """ROW [samples]: first sentence, token offset in it, number of pieces, tokens to keep."""
-    documents: int
-    """Documents of the split."""
-    short_documents: int
-    """Documents of the split with too few pieces for a sample, which are skipped."""
-    largest_token: int
-    """Largest token id of the whole corpus."""
+    def targets(self, dataset: IndexedDataset, split: str) -> _C.TargetRule:
+        """The tokens that each sample of a split aims at, by the sentence and offset where it starts."""
+        return _C.TargetRule(
+            longest=self.longest,
+            shortest=min(SHORTEST_TARGET, self.longest),
+            short_probability=self.short_seq_prob,
+            key=stream_key("targets", self.seed, corpus_key(dataset), split),
+        )
 
 
 def stream_key(*parts: str | int) -> int:
@@ -113,31 +113,39 @@ def split_ranges(split: str, documents: int, prefix: str) -> dict[str, tuple[int
 
 
 def open_sample_index(
-    dataset: IndexedDataset, name: str, split_range: tuple[int, int], rule: SampleRule, cache_path: str | None
+    dataset: IndexedDataset,
+    name: str,
+    split_range: tuple[int, int],
+    rule: SampleRule,
+    cache_path: str | None,
+    *,
+    wait_seconds: float,
 ) -> SampleIndex:
     """The sample index of the split called `name`, from the cache or built and put there.
 
     The cache is `cache_path`, or a folder cache/ beside the corpus; where that cannot be written, the index stays in
-    memory. Any number of processes may do this at once: each writes the same bytes and renames. A damaged or truncated
-    file is built again. Raises `UserError` if there is no sample, or `cache_path` cannot be written.
+    memory. Of any number of processes that want it, one builds and the others wait for it, at most `wait_seconds`. A
+    damaged or truncated file is built again. Raises `UserError` if there is no sample, `cache_path` cannot be written,
+    or the wait is too long.
     """
-    key = corpus_key(dataset)
     folder = Path(cache_path) if cache_path is not None else Path(dataset.prefix).parent / "cache"
     identity = stream_key(
-        "sample index", CACHE_MAGIC.hex(), key, _file_identity(dataset), *split_range, rule.longest, rule.slice,
-        rule.min_pieces, repr(rule.short_seq_prob), rule.seed, name,
+        "sample index", MAGIC.hex(), corpus_key(dataset), _file_identity(dataset), *split_range, rule.longest,
+        rule.slice, rule.min_pieces, rule.full_sentences, repr(rule.short_seq_prob), rule.seed, name,
     )  # fmt: skip
     path = folder / f"{Path(dataset.prefix).name}-{name}-{identity:016x}.samples"
-    index = _read(path)
+    index = read_index(path)
     if index is None:
-        index = _build(dataset, name, split_range, rule, key)
         try:
-            _write(path, index)
+            folder.mkdir(parents=True, exist_ok=True)
+            with one_maker(path, limit=wait_seconds) as ours:
+                if ours and read_index(path) is None:
+                    path.unlink(missing_ok=True)  # damaged: those who wait must not take it for the new one
+                    write_index(path, _blocks(dataset, name, split_range, rule), dataset.largest_token)
         except OSError as error:
             if cache_path is not None:
                 raise UserError(f"--data-cache-path {cache_path} cannot be written: {error.strerror}") from None
-        else:
-            index = _read(path) or index  # the mapped file is shared by the processes of a machine
+        index = read_index(path) or index_of_blocks(_blocks(dataset, name, split_range, rule), dataset.largest_token)
     if len(index.rows) == 0:
         raise UserError(_no_samples(dataset, name, index, rule))
     return index
@@ -148,23 +156,38 @@ def samples_key(dataset: IndexedDataset, name: str, seed: int) -> int:
     return stream_key("samples", seed, corpus_key(dataset), name)
 
 
-def _build(dataset: IndexedDataset, name: str, split_range: tuple[int, int], rule: SampleRule, key: int) -> SampleIndex:
-    # The assignment of documents to splits does not depend on the seed: no run trains on what another one tests on.
-    pairs, documents, short_documents = _C.sample_index(
-        sizes=dataset.sizes,
-        document_index=dataset.document_index,
-        split_range=split_range,
-        split_key=stream_key("split"),
-        pieces=rule.pieces(),
-        targets=(min(SHORTEST_TARGET, rule.longest), rule.longest),
-        short_probability=rule.short_seq_prob,
-        key=stream_key("targets", rule.seed, key, name),
-    )
-    return SampleIndex(
-        rows=pairs.view(ROW),
-        documents=documents,
-        short_documents=short_documents,
-        largest_token=dataset.largest_token,
+def _blocks(dataset: IndexedDataset, name: str, split_range: tuple[int, int], rule: SampleRule) -> Iterator[Block]:
+    """The index in blocks of documents, with progress."""
+    documents = dataset.document_index
+    targets = rule.targets(dataset, name)
+    started = shown = time.monotonic()
+    first = 0
+    while first < dataset.num_documents:
+        last = max(first + 1, bisect_right(documents, documents[first] + BLOCK_SENTENCES) - 1)
+        # The assignment of documents to splits does not depend on the seed: no run trains on what another one tests on.
+        rows, of_split, short = _C.sample_index(
+            sizes=dataset.sizes,
+            document_index=documents,
+            documents=(first, last),
+            split_range=split_range,
+            split_key=stream_key("split"),
+            pieces=rule.pieces(),
+            targets=targets,
+        )
+        yield rows.view(ROW), of_split, short
+        first = last
+        now = time.monotonic()
+        if now - shown > PROGRESS_SECONDS:
+            shown = now
+            print(_progress(dataset, name, int(documents[last]), now - started), flush=True)
+
+
+def _progress(dataset: IndexedDataset, name: str, sentences: int, seconds: float) -> str:
+    rate = sentences / seconds
+    left = int((dataset.num_sentences - sentences) / rate)
+    return (
+        f"sample index of {dataset.prefix}, {name}: {sentences:,} of {dataset.num_sentences:,} sentences | "
+        f"{rate:,.0f} sentences/s | ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
     )
 
 
@@ -176,51 +199,11 @@ def _file_identity(dataset: IndexedDataset) -> str:
     return repr([(stat.st_size, stat.st_mtime_ns) for stat in stats] + [header])
 
 
-def _counts(index: SampleIndex) -> tuple[int, int, int, int]:
-    return len(index.rows), index.documents, index.short_documents, index.largest_token
-
-
-def _checksum(index: SampleIndex) -> int:
-    return int(_C.checksum(index.rows)) ^ stream_key(*_counts(index))
-
-
-def _read(path: Path) -> SampleIndex | None:
-    """The cached index, or None if there is none that is whole."""
-    try:
-        with path.open("rb") as file:
-            magic, rows, documents, short, largest, checksum = CACHE_HEADER.unpack(file.read(CACHE_HEADER.size))
-            whole = magic == CACHE_MAGIC and os.fstat(file.fileno()).st_size == CACHE_HEADER.size + ROW.itemsize * rows
-            if not whole:
-                return None
-            data = np.zeros(0, ROW) if rows == 0 else np.memmap(file, ROW, "r", CACHE_HEADER.size, (rows,))
-    except (OSError, struct.error):
-        return None
-    index = SampleIndex(rows=data, documents=documents, short_documents=short, largest_token=largest)
-    return index if _checksum(index) == checksum else None
-
-
-def _write(path: Path, index: SampleIndex) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.tmp-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(CACHE_HEADER.pack(CACHE_MAGIC, *_counts(index), _checksum(index)))
-            file.write(index.rows.view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 def _no_samples(dataset: IndexedDataset, name: str, index: SampleIndex, rule: SampleRule) -> str:
     if rule.binary_head:
         return (
             f"{dataset.prefix}: none of the {index.documents} documents of the {name} split has two sentences, which "
-            "sentence order prediction needs: preprocess with --split-sentences, give --bert-no-binary-head, "
-            "or more text"
+            "sentence order and next sentence prediction need: preprocess with --split-sentences, give "
+            "--bert-no-binary-head, or more text"
         )
     return f"{dataset.prefix}: the {index.documents} documents of the {name} split hold no text; give more text"

@@ -122,7 +122,7 @@ def for_planning(config: PretrainConfig) -> PretrainConfig:
         config,
         data=dataclasses.replace(
             data,
-            data_path=data.data_path or ("CORPUS_text_sentence",),
+            data_path=data.data_path or (() if data.has_own_paths else ("CORPUS_text_sentence",)),
             vocab_file=data.vocab_file or (None if sentencepiece else "vocab.txt"),
             tokenizer_model=data.tokenizer_model or ("tokenizer.model" if sentencepiece else None),
         ),
@@ -157,6 +157,6 @@ def case_of(config: PretrainConfig, world_size: int) -> Case:
         dtype=config.precision.dtype,
         samples=training.micro_batch_size,
         sequence=sequence,
-        masked=training.micro_batch_size * max(1, round(config.data.mask_prob * sequence)),
+        masked=training.micro_batch_size * max(1, round(config.data.largest_mask_prob * sequence)),
         micro_batches=training.global_batch_size // (training.micro_batch_size * layout.data),
     )

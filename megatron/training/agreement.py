@@ -38,8 +38,9 @@ ENDS = 1 << 20
 """Bytes of each end of a corpus that are hashed: reading it all would take hours where it is large."""
 MAY_DIFFER = frozenset(
     {
-        "data_path", "data_cache_path", "vocab_file", "tokenizer_model", "data_dir", "train_file", "dev_file",
-        "test_file", "metrics_file", "tensorboard_dir", "wandb_project", "wandb_exp_name",
+        "data_path", "train_data_path", "valid_data_path", "test_data_path", "data_cache_path", "vocab_file",
+        "tokenizer_model", "data_dir", "train_file", "dev_file", "test_file", "metrics_file",
+        "tensorboard_dir", "wandb_project", "wandb_exp_name",
     }
 )  # fmt: skip
 """Options with paths of inputs, and those that only the main rank uses."""
@@ -87,7 +88,7 @@ def data_facts(tokenizer: Tokenizer, splits: Mapping[str, Split]) -> Facts:
         facts[f"blend of {name}"] = " ".join(f"{weight:.6g}" for weight in split.weights)
         for number, corpus in enumerate(split.corpora, 1):
             index = corpus.index
-            facts[f"corpus {number} of --data-path"] = _corpus(corpus.dataset)
+            facts[f"corpus {number} of {name}"] = _corpus(corpus.dataset)
             facts[f"sample index of {name}, corpus {number}"] = (
                 f"{len(index.rows)} samples, {_hash(index.rows[:ENDS].tobytes() + index.rows[-ENDS:].tobytes())}"
             )

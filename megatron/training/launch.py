@@ -109,19 +109,15 @@ def open_data(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Split]:
     """The splits of a run's corpora. Raises `UserError` if they cannot be used."""
     data = config.data
     splits = open_splits(
-        data_path=data.data_path,
-        split=data.split,
-        seq_length=data.seq_length,
-        mask_prob=data.mask_prob,
-        short_seq_prob=data.short_seq_prob,
-        max_ngrams=data.max_ngrams,
-        binary_head=not config.model.bert_no_binary_head,
+        data,
         seed=config.training.seed,
         tokenizer=tokenizer,
-        cache_path=data.data_cache_path,
+        # Less than the limit of the phase, so that the message names the process that builds.
+        wait_seconds=54.0 * config.parallel.startup_timeout_minutes,
     )
     if "train" not in splits and not config.training.skip_train:
-        raise UserError(f"--split {data.split} leaves no documents for training")
+        where = f"--split {data.split} leaves" if data.data_path else "without --train-data-path there are"
+        raise UserError(f"{where} no documents for training")
     return splits
 
 

@@ -46,10 +46,13 @@ def train(run: Run, progress: Progress) -> None:
     schedule, total = schedule_of(config), total_samples(config)
     saved = progress.step
     window_start = time.perf_counter()
+    waited = 0.0  # seconds of the window, for the loader
     stopping = False
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
+            asked = time.perf_counter()
             batch = next(batches)
+            waited += time.perf_counter() - asked
             rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
             context.doing(f"step {progress.step}")
@@ -59,9 +62,10 @@ def train(run: Run, progress: Progress) -> None:
             _give_up_if_stuck(progress, batch, config)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
-                _record(run, progress, total, step.outcome.grad_norm, rate, time.perf_counter() - window_start)
+                seconds = time.perf_counter() - window_start
+                _record(run, progress, total, step.outcome.grad_norm, rate, seconds, waited)
                 _trace(run, step)
-                progress.window, progress.window_steps = Totals(), 0
+                progress.window, progress.window_steps, waited = Totals(), 0, 0.0
                 window_start = time.perf_counter()
             stopping = run.stop.agreed(context)
             if not stopping and options.eval_interval and (progress.step % options.eval_interval == 0 or last):
@@ -131,7 +135,7 @@ def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainCo
         )
 
 
-def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float) -> None:
+def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float, waited: float) -> None:
     config, steps = run.config, progress.window_steps
     batch = global_batch_size(config, progress.consumed_samples - 1)
     record: dict[str, Any] = {
@@ -146,6 +150,7 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
         "global_batch_size": batch,
         "tokens_per_second": progress.window.tokens / seconds,
         "step_seconds": seconds / steps,
+        "loader_wait_seconds": waited / steps,
     }
     left = (total - progress.consumed_samples) / config.training.global_batch_size
     end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from megatron.config import DataConfig
+from megatron.data.batches import Batch, Split, open_splits
 from megatron.data.indexed import IndexedDataset, IndexedWriter
 from megatron.data.tokenizer import Tokenizer
 
@@ -16,7 +19,7 @@ FIRST = len(SPECIALS)
 """Token t of the corpus, counted over the whole file, has id FIRST + t."""
 
 
-def tokenizer(vocab_size: int, tokens: Sequence[str] | None = None) -> Tokenizer:
+def vocabulary(vocab_size: int, tokens: Sequence[str] | None = None) -> Tokenizer:
     """A vocabulary of made-up tokens; it cannot encode text."""
     tokens = (*SPECIALS, *(tokens or (f"t{i}" for i in range(FIRST, vocab_size))))
     assert len(tokens) == vocab_size
@@ -48,3 +51,26 @@ def write_corpus(
 def random_documents(rng: np.random.Generator, documents: int, sentences: int = 8, tokens: int = 30) -> list[list[int]]:
     """Lengths of the sentences of some documents: 1 to `sentences` of 1 to `tokens` tokens."""
     return [rng.integers(1, tokens + 1, rng.integers(1, sentences + 1)).tolist() for _ in range(documents)]
+
+
+def open_made_up(
+    prefix: Path | str, *, vocab_size: int | None = None, tokenizer: Tokenizer | None = None, seed: int = 1, **data: Any
+) -> dict[str, Split]:
+    """The splits of a made-up corpus; `data` are options of DataConfig."""
+    if tokenizer is None:
+        tokenizer = vocabulary(vocab_size or IndexedDataset(str(prefix)).num_tokens + FIRST)
+    options = {"data_path": (str(prefix),), "split": "100,0,0", "seq_length": 64} | data
+    return open_splits(DataConfig(**options), seed=seed, tokenizer=tokenizer)
+
+
+def restored(batch: Batch) -> np.ndarray:
+    """The tokens [b, s] with the labels put back."""
+    tokens = batch.tokens.copy().reshape(-1)
+    tokens[batch.masked_positions] = batch.masked_labels
+    return tokens.reshape(batch.tokens.shape)
+
+
+def segments_of(row: np.ndarray, length: int) -> list[np.ndarray]:
+    """The segments between the special tokens of a restored row."""
+    ends = np.flatnonzero(row[:length] == SEP)
+    return [row[begin + 1 : end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]

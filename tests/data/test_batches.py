@@ -13,30 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron.data.batches import Batch, Split, evaluation_batches, open_splits, step_batches, vocabulary_table
+from megatron.data.batches import Batch, Split, evaluation_batches, step_batches, vocabulary_table
 from megatron.data.indexed import IndexedDataset
 from megatron.errors import UserError
 
-from .made_up import CLS, FIRST, MASK, PAD, SEP, SPECIALS, random_documents, tokenizer, write_corpus
+from .made_up import (
+    CLS,
+    FIRST,
+    MASK,
+    PAD,
+    SEP,
+    SPECIALS,
+    open_made_up,
+    random_documents,
+    restored,
+    segments_of,
+    vocabulary,
+    write_corpus,
+)  # fmt: skip
 
 FIELDS = ("tokens", "token_types", "lengths", "masked_positions", "masked_labels", "sop_labels", "samples")
-
-
-def open_made_up(prefix: Path | str, *, vocab_size: int | None = None, **changes: Any) -> dict[str, Split]:
-    arguments: dict[str, Any] = {
-        "data_path": (str(prefix),),
-        "split": "100,0,0",
-        "seq_length": 64,
-        "mask_prob": 0.15,
-        "short_seq_prob": 0.1,
-        "max_ngrams": 3,
-        "binary_head": True,
-        "seed": 1,
-        "cache_path": None,
-    }
-    if "tokenizer" not in changes:
-        changes["tokenizer"] = tokenizer(vocab_size or IndexedDataset(str(prefix)).num_tokens + FIRST)
-    return open_splits(**(arguments | changes))
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +51,6 @@ def train(corpus: tuple[IndexedDataset, np.ndarray]) -> Split:
     return open_made_up(corpus[0].prefix)["train"]
 
 
-def restored(batch: Batch) -> np.ndarray:
-    """The tokens [b, s] with the labels put back."""
-    tokens = batch.tokens.copy().reshape(-1)
-    tokens[batch.masked_positions] = batch.masked_labels
-    return tokens.reshape(batch.tokens.shape)
-
-
-def segments_of(row: np.ndarray, length: int) -> list[np.ndarray]:
-    """The segments between the special tokens of a restored row."""
-    ends = np.flatnonzero(row[:length] == SEP)
-    return [row[begin + 1 : end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
 def assert_equal(a: Batch, b: Batch) -> None:
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
@@ -83,10 +66,10 @@ def join(batches: list[Batch]) -> Batch:
     return Batch(**parts)
 
 
-@pytest.mark.parametrize("binary_head", [True, False])
-def test_a_row_is_segments_of_one_document_between_special_tokens(corpus, binary_head: bool) -> None:
+@pytest.mark.parametrize("objective", ["sop", "none"])
+def test_a_row_is_segments_of_one_document_between_special_tokens(corpus, objective: str) -> None:
     dataset, _ = corpus
-    split = open_made_up(dataset.prefix, binary_head=binary_head)["train"]
+    split = open_made_up(dataset.prefix, sentence_objective=objective)["train"]
     owner = np.repeat(np.arange(dataset.num_documents), np.diff(dataset.document_index))
     owner = np.repeat(owner, dataset.sizes)
     count = 2 * split.samples_per_epoch[0]
@@ -102,7 +85,7 @@ def test_a_row_is_segments_of_one_document_between_special_tokens(corpus, binary
         assert (row[length:] == PAD).all()
         assert (batch.tokens[i, length:] == PAD).all()
         segments = segments_of(row, length)
-        assert len(segments) == (2 if binary_head else 1)
+        assert len(segments) == (2 if objective == "sop" else 1)
         first_end = len(segments[0]) + 2
         types = np.zeros(64, np.int64)
         types[first_end:length] = 1
@@ -113,11 +96,11 @@ def test_a_row_is_segments_of_one_document_between_special_tokens(corpus, binary
         ids = np.concatenate(segments) - FIRST
         assert len(set(owner[ids])) == 1
         assert split.documents_of(i) == [(dataset.prefix, owner[ids[0]])]
-        if binary_head:
+        if objective == "sop":
             assert batch.sop_labels[i] == (segments[0][0] > segments[1][0])
         else:
             assert batch.sop_labels[i] == 0
-    if binary_head:
+    if objective == "sop":
         assert abs(batch.sop_labels.mean() - 0.5) < 2.5 / np.sqrt(count)
 
 
@@ -174,7 +157,7 @@ def test_masks_are_whole_words_within_the_budget(corpus, train: Split) -> None:
 def test_a_sample_of_one_long_word_is_masked_whole(tmp_path: Path) -> None:
     starts = np.zeros(40, dtype=bool)
     dataset = write_corpus(tmp_path / "a", [[12, 8], [20]], starts)
-    batch = open_made_up(dataset.prefix, binary_head=False, short_seq_prob=0.0)["train"].assemble(0, 10)
+    batch = open_made_up(dataset.prefix, sentence_objective="none", short_seq_prob=0.0)["train"].assemble(0, 10)
     assert Counter(batch.masked_positions // 64) == dict.fromkeys(range(10), 20)
     batch = open_made_up(dataset.prefix, short_seq_prob=0.0)["train"].assemble(0, 10)
     assert Counter(batch.masked_positions // 64) == dict.fromkeys(range(10), 8), "the shortest word"
@@ -210,7 +193,7 @@ def test_masked_tokens_are_replaced_8_to_1_to_1(tmp_path: Path) -> None:
 
 def test_random_tokens_come_from_those_allowed(tmp_path: Path) -> None:
     dataset = write_corpus(tmp_path / "a", random_documents(np.random.default_rng(3), 100))
-    words = tokenizer(dataset.num_tokens + FIRST)
+    words = vocabulary(dataset.num_tokens + FIRST)
     object.__setattr__(words, "random_ids", np.array([7, 11], dtype=np.int32))
     batch = open_made_up(dataset.prefix, tokenizer=words)["train"].assemble(0, 1000)
     inputs = batch.tokens.reshape(-1)[batch.masked_positions]
@@ -248,7 +231,7 @@ def test_spans_are_as_frequent_as_one_over_their_length(tmp_path: Path, max_ngra
 
 def test_each_epoch_has_every_sample_once_in_another_order_with_other_masks(train: Split) -> None:
     (n,) = train.samples_per_epoch
-    orders = [[train.assembler.locate(epoch * n + i)[1] for i in range(n)] for epoch in range(3)]
+    orders = [[train.assembler.locate(epoch * n + i)[1][0] for i in range(n)] for epoch in range(3)]
     for order in orders:
         assert sorted(order) == list(range(n))
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -285,7 +268,7 @@ def test_threads_and_order_do_not_matter(corpus) -> None:
 def blend_of_two(tmp_path: Path, **changes: Any) -> dict[str, Split]:
     one = write_corpus(tmp_path / "one", [[10, 10]] * 60)
     two = write_corpus(tmp_path / "two", [[10, 10, 10]] * 40)
-    words = tokenizer(FIRST + 1200)
+    words = vocabulary(FIRST + 1200)
     return open_made_up("", data_path=("1", one.prefix, "3", two.prefix), tokenizer=words, **changes)
 
 
@@ -413,7 +396,7 @@ def test_evaluation_sees_the_same_samples_on_any_number_of_ranks(train: Split) -
 
 def test_marked_chinese_characters_become_plain_ones(tmp_path: Path) -> None:
     tokens = ["汉", "字", "##汉", "##字", "##ing", "##X", "X", "##语"]
-    words = tokenizer(FIRST + len(tokens), tokens)
+    words = vocabulary(FIRST + len(tokens), tokens)
     table = vocabulary_table(words)
     number = {token: i for i, token in enumerate(words.tokens)}
     plain = table & 0x7FFFFFFF
@@ -478,7 +461,7 @@ def test_ids_that_appear_later_are_refused_too(tmp_path: Path) -> None:
 def test_bad_input_is_one_message(tmp_path: Path) -> None:
     good = write_corpus(tmp_path / "good", [[5, 6]] * 40)
     single = write_corpus(tmp_path / "single", [[5]] * 40)
-    words = tokenizer(FIRST + 40 * 11)
+    words = vocabulary(FIRST + 40 * 11)
     for changes, reason in (
         ({"data_path": (str(tmp_path / "missing"),)}, r"missing\.idx does not exist"),
         ({"data_path": (single.prefix,)}, r"none of the 40 documents .*--bert-no-binary-head"),
@@ -489,7 +472,7 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=reason):
             open_made_up(good.prefix, tokenizer=words, **changes)
-    assert open_made_up(single.prefix, tokenizer=words, binary_head=False)["train"].samples_per_epoch == (40,)
+    assert open_made_up(single.prefix, tokenizer=words, sentence_objective="none")["train"].samples_per_epoch == (40,)
 
 
 def test_a_split_without_usable_documents_is_refused(tmp_path: Path) -> None:

@@ -16,27 +16,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.data.indexed import IndexedDataset
-from megatron.data.samples import SampleIndex, SampleRule, open_sample_index, split_ranges
+from megatron.data.sample_cache import SampleIndex, first_sentences
+from megatron.data.samples import SampleRule, open_sample_index, split_ranges
 from megatron.errors import UserError
 from megatron.native import _C
 
 from .made_up import FIRST, random_documents, write_corpus
 
 
-def rule(seq_length: int = 32, binary_head: bool = True, short_seq_prob: float = 0.1, seed: int = 1) -> SampleRule:
-    return SampleRule(seq_length=seq_length, binary_head=binary_head, short_seq_prob=short_seq_prob, seed=seed)
+def rule(
+    seq_length: int = 32, binary_head: bool = True, short_seq_prob: float = 0.1, seed: int = 1, full: bool = False
+) -> SampleRule:
+    return SampleRule(
+        seq_length=seq_length, binary_head=binary_head, short_seq_prob=short_seq_prob, seed=seed, full_sentences=full
+    )
 
 
 def whole(dataset: IndexedDataset, rule: SampleRule, cache: Path | None = None) -> SampleIndex:
     """The index of a split that has every document."""
-    return open_sample_index(dataset, "train", (0, dataset.num_documents), rule, cache and str(cache))
+    return open_sample_index(
+        dataset, "train", (0, dataset.num_documents), rule, cache and str(cache), wait_seconds=60.0
+    )
+
+
+def targets_of(dataset: IndexedDataset, index: SampleIndex, rule: SampleRule) -> np.ndarray:
+    """The tokens that each sample of the training split aims at."""
+    target = rule.targets(dataset, "train")
+    return np.array([target(s, int(o)) for s, o in zip(first_sentences(index.rows), index.rows["offset"], strict=True)])
 
 
 def pieces_of(dataset: IndexedDataset, index: SampleIndex, rule: SampleRule) -> list[list[np.ndarray]]:
     """The tokens of each piece of each sample, by the definition of a piece."""
     samples = []
-    for row in index.rows:
-        sentence, offset, pieces = int(row["sentence"]), int(row["offset"]), []
+    for row, sentence in zip(index.rows, first_sentences(index.rows).tolist(), strict=True):
+        offset, pieces = int(row["offset"]), []
         while len(pieces) < row["pieces"]:
             tokens = dataset.sentence(sentence)
             step = len(tokens) if len(tokens) <= rule.longest else rule.slice
@@ -143,7 +156,7 @@ def test_every_token_of_usable_documents_is_in_one_sample(
     np.testing.assert_array_equal(tokens, np.concatenate(usable))
     assert (index.documents, index.short_documents) == (len(documents), len(documents) - len(usable))
     owner = np.repeat(np.arange(len(documents)), [sum(document) for document in documents])
-    for sample, target in zip(samples, index.rows["target"], strict=True):
+    for sample, target in zip(samples, targets_of(dataset, index, how), strict=True):
         assert len(sample) >= how.min_pieces
         assert all(0 < len(piece) <= how.longest for piece in sample)
         assert min(8, how.longest) <= target <= how.longest
@@ -168,7 +181,7 @@ def test_short_targets_are_as_frequent_as_asked_and_of_every_length(tmp_path: Pa
     rng = np.random.default_rng(0)
     dataset = write_corpus(tmp_path / "a", random_documents(rng, 9000, sentences=6, tokens=20))
     how = rule(40, short_seq_prob=0.3)
-    targets = whole(dataset, how).rows["target"]
+    targets = targets_of(dataset, whole(dataset, how), how)
     # Samples that end with their document say nothing against it: targets are drawn before.
     lengths = np.arange(8, how.longest + 1)
     observed = np.array([(targets == length).mean() for length in lengths])
@@ -182,7 +195,8 @@ def test_short_targets_are_as_frequent_as_asked_and_of_every_length(tmp_path: Pa
 
 def test_without_short_targets_all_are_full(tmp_path: Path) -> None:
     dataset = write_corpus(tmp_path / "a", random_documents(np.random.default_rng(0), 200))
-    assert set(whole(dataset, rule(short_seq_prob=0.0)).rows["target"].tolist()) == {29}
+    how = rule(short_seq_prob=0.0)
+    assert set(targets_of(dataset, whole(dataset, how), how).tolist()) == {29}
 
 
 def test_splits_share_no_document_and_do_not_follow_the_seed(tmp_path: Path) -> None:
@@ -191,8 +205,8 @@ def test_splits_share_no_document_and_do_not_follow_the_seed(tmp_path: Path) -> 
     for seed in (1, 2):
         members[seed] = []
         for name, split_range in split_ranges("80,10,10", 200, "a").items():
-            index = open_sample_index(dataset, name, split_range, rule(seed=seed), None)
-            members[seed].append({int(sentence) // 2 for sentence in index.rows["sentence"]})
+            index = open_sample_index(dataset, name, split_range, rule(seed=seed), None, wait_seconds=60.0)
+            members[seed].append(set((first_sentences(index.rows) // 2).tolist()))
     assert members[1] == members[2]
     train, valid, test = members[1]
     assert (len(train), len(valid), len(test)) == (160, 20, 20)
@@ -207,7 +221,7 @@ def test_the_index_is_a_function_of_contents_and_rule_alone(tmp_path: Path) -> N
     first = write_corpus(tmp_path / "a" / "one", documents)
     second = write_corpus(tmp_path / "b" / "two", documents)
     np.testing.assert_array_equal(whole(first, rule()).rows, whole(second, rule()).rows)
-    assert not np.array_equal(whole(first, rule()).rows["target"], whole(first, rule(seed=2)).rows["target"])
+    assert not np.array_equal(whole(first, rule()).rows, whole(first, rule(seed=2)).rows)
 
 
 def test_no_usable_document_names_the_remedy(tmp_path: Path) -> None:
@@ -236,7 +250,7 @@ def test_each_thing_that_matters_has_its_own_cache_file(tmp_path: Path) -> None:
     ):
         whole(dataset, changed, cache)
         assert len(list(cache.iterdir())) == number
-    open_sample_index(dataset, "train", (0, 90), rule(), str(cache))
+    open_sample_index(dataset, "train", (0, 90), rule(), str(cache), wait_seconds=60.0)
     assert len(list(cache.iterdir())) == 6
     os.utime(tmp_path / "a.bin", ns=(1, 1))
     whole(dataset, rule(), cache)

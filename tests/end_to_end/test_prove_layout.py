@@ -67,10 +67,8 @@ def broken(context: ParallelContext, folder: Path) -> Figures:
     tokenizer = load_tokenizer("BertWordPieceLowerCase", str(folder / "vocab.txt"))
     shape = dataclasses.replace(SHAPES["bert"], max_position_embeddings=64, vocab_size=tokenizer.vocab_size)
     config = dataclasses.replace(config.resolved(world_size=2), model=shape)
-    splits = open_splits(
-        data_path=config.data.data_path, split="100,0,0", seq_length=48, mask_prob=0.15, short_seq_prob=0.1,
-        max_ngrams=3, binary_head=True, seed=1, tokenizer=tokenizer, cache_path=str(folder / f"cache{context.rank}"),
-    )  # fmt: skip
+    data = dataclasses.replace(config.data, data_cache_path=str(folder / f"cache{context.rank}"))
+    splits = open_splits(data, seed=1, tokenizer=tokenizer)
     wrong = dataclasses.replace(context, embedding=Group(name="embedding", rank=context.embedding.rank))
     found = train_some(config, splits["train"], 2, wrong)
     if not context.is_main:

@@ -41,7 +41,7 @@ def other_corpus(folder: Path) -> str:
         ("NCCL_ALGO=Ring", "variable NCCL_ALGO: Ring instead of none"),
         ("code", "code in megatron/errors.py: 0123456789ab instead of "),
         (other_vocabulary, "vocabulary: 65 tokens, "),
-        (other_corpus, "corpus 1 of --data-path: "),
+        (other_corpus, "corpus 1 of train: "),
     ],
     ids=["configuration", "layout", "environment", "code", "vocabulary", "corpus"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,9 @@ from tests.training.run import config_of
 def evaluate_with_a_stop_on_the_last_rank(context: ParallelContext, folder: Path, stop: bool) -> float | None:
     config = config_of(folder, eval_iters=4, tensor_model_parallel_size=context.layout.tensor)
     tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
-    splits = open_splits(
-        data_path=config.data.data_path,
-        split="50,50,0",
-        seq_length=48,
-        mask_prob=0.15,
-        short_seq_prob=0.1,
-        max_ngrams=3,
-        binary_head=True,
-        seed=1,
-        tokenizer=tokenizer,
-        cache_path=str(folder / f"cache{context.rank}"),
-    )
+    cache = str(folder / f"cache{context.rank}")
+    data = dataclasses.replace(config.data, split="50,50,0", data_cache_path=cache)
+    splits = open_splits(data, seed=1, tokenizer=tokenizer)
     config = config.resolved(world_size=context.layout.world_size)
     shape = with_vocabulary(config.model, tokenizer.vocab_size)
     parallel = config.parallel.__class__(

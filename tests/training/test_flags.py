@@ -40,6 +40,10 @@ CHANGE_THE_LOSS: dict[str, dict[str, Any]] = {
     "mask-prob": {"mask_prob": 0.4},
     "short-seq-prob": {"short_seq_prob": 1.0},
     "max-ngrams": {"max_ngrams": 1},
+    "mask-prob-end": {"mask_prob_end": 0.5, "mask_prob_samples": 16},
+    "masking": {"masking": "token"},
+    "sentence-objective": {"sentence_objective": "nsp"},
+    "full-sentences": {"sentence_objective": "none", "full_sentences": True},
     "split": {"split": "50,50,0"},
     "seed": {"seed": 7},
     "lr": {"lr": 1e-2},
@@ -117,6 +121,27 @@ def test_blend(corpus: Path, plain: list[dict[str, Any]]) -> None:
     write_corpus(corpus, seed=5, name="other")
     data_path = ["0.3", corpus / "corpus_text_sentence", "0.7", corpus / "other_text_sentence"]
     assert [row["mlm_loss"] for row in rows(corpus, data_path=data_path)] != [row["mlm_loss"] for row in plain]
+
+
+def test_splits_with_corpora_of_their_own(corpus: Path) -> None:
+    write_corpus(corpus, seed=5, name="other")
+    paths = {"train_data_path": corpus / "corpus_text_sentence", "valid_data_path": corpus / "other_text_sentence"}
+    run = rows(corpus, data_path=None, split=None, eval_interval=6, **paths)
+    assert len(run) == 6 and len(records(corpus, "valid")) == 1
+    only_test = {"data_path": None, "split": None, "test_data_path": corpus / "other_text_sentence"}
+    assert len(rows(corpus, "test", skip_train=True, **only_test)) == 1
+    from megatron.errors import UserError
+
+    with pytest.raises(UserError, match="without --train-data-path there are no documents for training"):
+        train(corpus, data_path=None, split=None, valid_data_path=corpus / "other_text_sentence")
+
+
+def test_sentence_objective_none_is_no_binary_head(corpus: Path) -> None:
+    flags = {"hidden_dropout": 0, "attention_dropout": 0, "train_iters": 2}
+    by_name = rows(corpus, sentence_objective="none", **flags)
+    by_megatron = rows(corpus, bert_no_binary_head=True, **flags)
+    assert [row["mlm_loss"] for row in by_name] == [row["mlm_loss"] for row in by_megatron]
+    assert all(row["sop_loss"] == 0 for row in by_name)
 
 
 def test_data_cache_path(corpus: Path) -> None:
@@ -215,7 +240,8 @@ def test_wandb(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_metrics_have_full_digits_and_all_fields(plain: list[dict[str, Any]]) -> None:
     required = "step consumed_samples mlm_loss sop_loss mlm_accuracy sop_accuracy learning_rate grad_norm"
     for row in plain:
-        assert {*required.split(), "tokens_per_second", "step_seconds"} <= set(row)
+        assert {*required.split(), "tokens_per_second", "step_seconds", "loader_wait_seconds"} <= set(row)
+        assert 0 <= row["loader_wait_seconds"] < row["step_seconds"]
     assert len(repr(plain[0]["mlm_loss"])) > 12
 
 

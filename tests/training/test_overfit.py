@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+from megatron.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.data.batches import open_splits
 from megatron.data.tokenizer import load_tokenizer
 from megatron.mpu.context import ParallelContext
@@ -27,18 +27,8 @@ SHAPE = ModelConfig(
 @pytest.mark.parametrize("architecture", ["megatron-bert", "bert"])
 def test_sixty_four_samples_are_learnt_by_heart(corpus: Path, architecture: str) -> None:
     tokenizer = load_tokenizer("BertWordPieceLowerCase", str(corpus / "vocab.txt"))
-    splits = open_splits(
-        data_path=(str(corpus / "corpus_text_sentence"),),
-        split="100,0,0",
-        seq_length=32,
-        mask_prob=0.15,
-        short_seq_prob=0.1,
-        max_ngrams=3,
-        binary_head=True,
-        seed=1,
-        tokenizer=tokenizer,
-        cache_path=None,
-    )
+    data = DataConfig(data_path=(str(corpus / "corpus_text_sentence"),), split="100,0,0", seq_length=32)
+    splits = open_splits(data, seed=1, tokenizer=tokenizer)
     batch = splits["train"].assemble(0, 64)
     config = dataclasses.replace(SHAPE, architecture=architecture, vocab_size=tokenizer.vocab_size)
     context = ParallelContext.single()

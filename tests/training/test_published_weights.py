@@ -28,21 +28,15 @@ def published(folder: Path, architecture: str) -> transformers.PreTrainedModel:
 
 def loss_of_class(folder: Path) -> float:
     """MLM loss of the evaluation samples of a run in FOLDER, by the Hugging Face class of FOLDER/hub."""
+    from megatron.config import DataConfig
     from megatron.data.batches import evaluation_batches, open_splits
     from megatron.data.tokenizer import load_tokenizer
 
     model = transformers.AutoModelForPreTraining.from_pretrained(folder / "hub").eval()
     splits = open_splits(
-        data_path=(str(folder / "corpus_text_sentence"),),
-        split="90,10,0",
-        seq_length=48,
-        mask_prob=0.15,
-        short_seq_prob=0.1,
-        max_ngrams=3,
-        binary_head=True,
+        DataConfig(data_path=(str(folder / "corpus_text_sentence"),), split="90,10,0", seq_length=48),
         seed=1234,
         tokenizer=load_tokenizer("BertWordPieceLowerCase", str(folder / "vocab.txt")),
-        cache_path=None,
     )
     total, count = 0.0, 0
     for batch in evaluation_batches(splits["valid"], samples=8, micro_batch_size=4, rank=0, size=1):

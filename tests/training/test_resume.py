@@ -11,7 +11,7 @@ import pytest
 from tests.training.corpus import arguments, command, finish, records
 from tests.training.run import train
 
-TIMES = {"tokens_per_second", "step_seconds", "evaluation_seconds"}
+TIMES = {"tokens_per_second", "step_seconds", "loader_wait_seconds", "evaluation_seconds"}
 
 
 def curve(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
