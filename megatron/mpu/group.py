@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -197,9 +197,14 @@ class Group:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any member; the same answer on all."""
+        return self.any_of([flag], device)[0]
+
+    def any_of(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
+        """`any` of several flags at once."""
         if self.size == 1:
-            return flag
-        return bool(self.all_reduce_(torch.tensor([float(flag)], device=device), "max").item())
+            return list(flags)
+        asked = torch.tensor([float(flag) for flag in flags], device=device)
+        return [flag > 0 for flag in self.all_reduce_(asked, "max").tolist()]
 
     def barrier(self) -> None:
         """Wait until all members are here."""

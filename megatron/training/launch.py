@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from megatron.checkpoint.lock import only_writer
 from megatron.checkpoint.store import check_writable
 from megatron.config import PretrainConfig, to_dict, with_vocabulary
 from megatron.data.batches import Split, open_splits
@@ -23,6 +24,7 @@ from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.model import build, new_optimizer
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
+from megatron.training.saving import Saver
 from megatron.training.signals import watch_signals
 from megatron.training.state import Progress, find_origin, load
 
@@ -41,7 +43,11 @@ def pretrain(config: PretrainConfig) -> None:
         startup_timeout_minutes=parallel.startup_timeout_minutes,
         agree=lambda job: check_start(job, config),
     ) as context:
-        _pretrain(config, context)
+        folder = None if config.checkpoint.save is None else Path(config.checkpoint.save)
+        if folder is not None:
+            check_writable(folder, context)
+        with only_writer(folder, context):
+            _pretrain(config, context)
 
 
 def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
@@ -52,8 +58,6 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
         config = dataclasses.replace(config, model=with_vocabulary(config.model, tokenizer.vocab_size))
     with _phase("folders", context):
-        if config.checkpoint.save is not None:
-            check_writable(Path(config.checkpoint.save), context)
         if config.logging.pipeline_trace is not None:
             check_writable(Path(config.logging.pipeline_trace), context, flag="--pipeline-trace")
         origin = find_origin(config.checkpoint, context)
@@ -73,6 +77,7 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
             progress, lacking = load(origin, optimizer, context)
     with _phase("records", context):
         recorder = _open_records(config, context, progress)
+    saver = Saver(config, {name: path.read_bytes() for name, path in _vocabulary_files(config).items()}, context)
     memory = memory_lines(config, context.world.size, context.rank)
     for line in start_report(config, context, splits, model, origin, progress, lacking, memory):
         recorder.say(line)
@@ -84,9 +89,12 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         splits=splits,
         recorder=recorder,
         stop=stop,
-        extra_files=_vocabulary_files(config),
+        saver=saver,
     )
-    (evaluate_only if config.training.skip_train else train)(run, progress)
+    try:
+        (evaluate_only if config.training.skip_train else train)(run, progress)
+    finally:
+        saver.close()
     recorder.close()
 
 

@@ -18,8 +18,9 @@ from megatron.optimizer.schedule import global_batch_size, schedule_of, total_sa
 from megatron.training.evaluation import evaluate
 from megatron.training.model import Pretraining
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
+from megatron.training.saving import Saver
 from megatron.training.signals import StopFlag
-from megatron.training.state import Progress, save
+from megatron.training.state import Progress
 from megatron.training.step import Step, Totals, train_step
 
 
@@ -34,7 +35,7 @@ class Run:
     splits: Mapping[str, Split]
     recorder: Recorder
     stop: StopFlag
-    extra_files: dict[str, Path]
+    saver: Saver
 
 
 def train(run: Run, progress: Progress) -> None:
@@ -63,16 +64,22 @@ def train(run: Run, progress: Progress) -> None:
                 _trace(run, step)
                 progress.window, progress.window_steps = Totals(), 0
                 window_start = time.perf_counter()
-            stopping = run.stop.agreed(context)
+            stopping, save_now, writing = context.world.any_of(
+                [run.stop.asked, run.stop.save, run.saver.busy], context.device
+            )
+            if run.saver.writing and not writing:
+                _publish(run)
             if not stopping and options.eval_interval and (progress.step % options.eval_interval == 0 or last):
                 paused = time.perf_counter()
                 stopping = not _evaluate(run, "valid", progress)
                 window_start += time.perf_counter() - paused
             stopping |= options.exit_interval is not None and progress.step % options.exit_interval == 0
             interval = config.checkpoint.save_interval
-            if config.checkpoint.save and (stopping or last or (interval and progress.step % interval == 0)):
+            ends = stopping or last
+            if config.checkpoint.save and (ends or save_now or (interval and progress.step % interval == 0)):
                 paused = time.perf_counter()
-                _save(run, progress)
+                _save(run, progress, in_background=config.checkpoint.async_save and not ends)
+                run.stop.save = False
                 saved = progress.step
                 window_start += time.perf_counter() - paused
     if stopping and progress.consumed_samples < total:
@@ -183,7 +190,15 @@ def _evaluate(run: Run, name: str, progress: Progress) -> bool:
     return True
 
 
-def _save(run: Run, progress: Progress) -> None:
-    started = time.perf_counter()
-    path = save(run.config, progress, run.optimizer, run.extra_files, run.context)
-    run.recorder.say(f"saved {path} in {time.perf_counter() - started:.1f} s")
+def _save(run: Run, progress: Progress, *, in_background: bool) -> None:
+    if run.saver.writing:
+        _publish(run)
+    run.recorder.say(run.saver.save(progress, run.optimizer, in_background=in_background))
+
+
+def _publish(run: Run) -> None:
+    """Publish what was written in the background. A failure costs this checkpoint, not the run."""
+    try:
+        run.recorder.say(run.saver.finish())
+    except UserError as error:
+        run.recorder.say(f"warning: {error}; training goes on, the checkpoints before it are as they were")
