@@ -348,7 +348,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_newest_loadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop at every call that changes the disk, in turn, for a new iteration and for the same one again."""
-    real = {name: getattr(os, name) for name in ("fsync", "rename", "replace", "mkdir")}
+    calls = ("open", "pwrite", "ftruncate", "fsync", "rename", "replace", "mkdir")
+    real = {name: getattr(os, name) for name in calls}
     real |= {"rmtree": shutil.rmtree}
     remaining = 0
 
@@ -371,7 +372,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_newest_loadable(
                 save(folder, 2)
             with monkeypatch.context() as patch:
                 remaining = stops
-                for name in ("fsync", "rename", "replace", "mkdir"):
+                for name in calls:
                     patch.setattr(os, name, counted(name))
                 patch.setattr(shutil, "rmtree", counted("rmtree"))
                 try:
@@ -388,7 +389,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_newest_loadable(
             if not killed:
                 break
             stops += 1
-        assert stops > 8
+        assert stops > 16
 
 
 def test_a_wreck_of_a_killed_save_is_ignored(tmp_path: Path) -> None:
