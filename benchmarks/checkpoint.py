@@ -92,7 +92,7 @@ def main() -> None:
     weights, moments = optimizer.weights(), optimizer.moments()
     state = {piece.name: piece.tensor for piece in (*weights, *moments)}
     size = sum(tensor.nbytes for tensor in state.values())
-    saver = Saver(PretrainConfig(model=MODEL, checkpoint=CheckpointConfig(save=str(folder / "ours"))), {}, context)
+    saver = Saver(PretrainConfig(model=MODEL, checkpoint=CheckpointConfig(save=str(folder / "ours"))), {}, {}, context)
     files = {"config.json": b"{}\n", "train_state.json": b"{}\n"}
     for step, parts in ((1, [weights]), (2, divided(weights, 4))):
         _save_by_ranks(folder / "load", step, parts, files, context)

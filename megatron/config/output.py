@@ -27,6 +27,8 @@ class CheckpointConfig:
     """Keep the newest so many checkpoints and remove older ones [default: keep all]."""
     keep_every: int | None = None
     """With --keep-last: also keep the checkpoints of multiples of this step."""
+    accept_changes: bool = False
+    """Continue although model, data or batches are not those of the checkpoint; what changed is recorded."""
     exit_on_missing_checkpoint: bool = False
     """Stop if there is no checkpoint to start from."""
     no_checkpoint_fallback: bool = False

@@ -44,9 +44,11 @@ class _UnderWay:
 class Saver:
     """Writes the checkpoints of a run into --save; `save` and `finish` are called by all ranks together."""
 
-    def __init__(self, config: PretrainConfig, files: Mapping[str, bytes], context: ParallelContext) -> None:
-        """files: what goes into each checkpoint besides, such as the vocabulary."""
-        self._config, self._context = config, context
+    def __init__(
+        self, config: PretrainConfig, data: Mapping[str, str], files: Mapping[str, bytes], context: ParallelContext
+    ) -> None:
+        """data: names and hashes of what the corpora hold. files: what goes into each checkpoint besides."""
+        self._config, self._data, self._context = config, dict(data), context
         self._files = {CONFIG: json_bytes(to_dict(config)), **files}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._room = torch.empty(0, dtype=torch.uint8)  # for the copy; fresh memory would be slower each time
@@ -76,11 +78,12 @@ class Saver:
         if in_background:
             copied = self._copied([*model, *moments])
             model, moments = copied[: len(model)], copied[len(model) :]
+        state = {**asdict(progress), "optimizer": optimizer.scalars(), "data": self._data}
         # After a step that was not finite the state may be on its way out: the older ones stay.
         pruning = Pruning() if progress.skipped_in_a_row else Pruning(last=options.keep_last, every=options.keep_every)
         self._under_way = _UnderWay(
             temporary=temporary,
-            files={**self._files, TRAIN_STATE: json_bytes({**asdict(progress), "optimizer": optimizer.scalars()})},
+            files={**self._files, TRAIN_STATE: json_bytes(state)},
             pruning=pruning,
             writing=self._thread.submit(write_own, temporary, model, moments, self._context.rank),
             started=started,

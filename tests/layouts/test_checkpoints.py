@@ -59,7 +59,7 @@ def steps(
 
 def save(context: ParallelContext, optimizer: Optimizer, folder: Path) -> None:
     config = PretrainConfig(model=SHAPE, checkpoint=CheckpointConfig(save=str(folder)))
-    saver = Saver(config, {}, context)
+    saver = Saver(config, {}, {}, context)
     saver.save(Progress(step=FIRST, consumed_samples=FIRST * GLOBAL_BATCH), optimizer, in_background=False)
     saver.close()
 

@@ -237,7 +237,8 @@ def test_every_flag_is_tried_somewhere() -> None:
         "distributed_timeout_minutes", "startup_timeout_minutes",  # test_failures
         "vocab_file",  # test_bad_input
         # test_saving
-        "async_save", "keep_last", "keep_every", "exit_on_missing_checkpoint", "no_checkpoint_fallback",
+        "async_save", "keep_last", "keep_every",
+        "accept_changes", "exit_on_missing_checkpoint", "no_checkpoint_fallback",
         "tokenizer_model",  # test_tokenizers
         "optimizer",  # one choice
         "dry_run", "world_size", "rank",  # end_to_end/test_dry_run

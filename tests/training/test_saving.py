@@ -17,7 +17,7 @@ from megatron.checkpoint import direct
 from megatron.checkpoint.shards import files_of
 from megatron.checkpoint.store import read_weight, weight_shapes
 from megatron.errors import UserError
-from tests.training.corpus import arguments, command, finish, records
+from tests.training.corpus import arguments, command, finish, records, write_corpus
 from tests.training.run import train
 from tests.training.test_resume import curve
 
@@ -140,3 +140,25 @@ def test_a_run_that_must_not_start_afresh_does_not(corpus: Path) -> None:
         train(corpus, save=corpus / "save", exit_on_missing_checkpoint=True)
     train(corpus, save=corpus / "save", train_iters=2)
     train(corpus, save=corpus / "save", train_iters=2, exit_on_missing_checkpoint=True)
+
+
+def test_another_batch_or_data_is_another_run(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags: dict[str, Any] = {"save": corpus / "save", "train_iters": 4}
+    train(corpus, **flags, exit_interval=2)
+    for change, message in (
+        ({"global_batch_size": 16}, "--global-batch-size: 8 before, 16 now"),
+        ({"seed": 5}, "--seed: 1234 before, 5 now"),
+        ({"mask_prob": 0.3}, "--mask-prob: 0.15 before, 0.3 now"),
+        ({"activation": "relu"}, "--activation: gelu before, relu now"),
+    ):
+        with pytest.raises(UserError, match=f"(?s)not the run of the checkpoint:\n  - {message}.*--accept-changes"):
+            train(corpus, **flags, **change)
+    write_corpus(corpus, seed=3)  # the same files, another text
+    with pytest.raises(UserError, match="(?s)corpus 1 of --data-path: .* before, .* now"):
+        train(corpus, **flags)
+    capsys.readouterr()
+    train(corpus, **flags, accept_changes=True, global_batch_size=16, lr=2e-3)
+    said = capsys.readouterr().out
+    assert "changed since the checkpoint: --global-batch-size: 8 before, 16 now" in said
+    assert "changed since the checkpoint: --lr: 0.001 before, 0.002 now" in said
+    assert records(corpus)[-1]["consumed_samples"] == 4 * 16
