@@ -34,9 +34,8 @@ def check_changes(
     refused = [text for breaks, text in found if breaks]
     if refused and not config.checkpoint.accept_changes:
         raise UserError(
-            "this is not the run of the checkpoint:\n  - " + "\n  - ".join(refused) + "\ncontinue with the options and "
-            "data it had, take only its weights (--load FOLDER --finetune and another --save), or, to go on all the "
-            "same, give --accept-changes"
+            f"this is not the run of the checkpoint: {'; '.join(refused)}; continue with the options and data it "
+            "had, take only its weights (--load FOLDER --finetune and another --save), or give --accept-changes"
         )
     return [f"changed since the checkpoint: {text}" for _, text in found]
 
