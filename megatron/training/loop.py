@@ -16,6 +16,7 @@ from megatron.mpu.pipeline.executor import write_trace
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.training.evaluation import evaluate
+from megatron.training.health import SpikeWatch, Spread, check_replicas, spread
 from megatron.training.model import Pretraining
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.saving import Saver
@@ -46,23 +47,32 @@ def train(run: Run, progress: Progress) -> None:
     config, context, options = run.config, run.context, run.config.training
     schedule, total = schedule_of(config), total_samples(config)
     saved = progress.step
+    spikes, work = SpikeWatch(threshold=options.spike_threshold), 0.0
+    activity = context.world.activity
     window_start = time.perf_counter()
     stopping = False
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
+            began = time.monotonic() - activity.waited
             batch = next(batches)
             rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
             context.doing(f"step {progress.step}")
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
             step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+            work += time.monotonic() - activity.waited - began
             _count(progress, step.totals, step.outcome.skipped)
+            _look_for_spikes(run, progress, spikes, step)
+            if options.check_replicas_interval and progress.step % options.check_replicas_interval == 0:
+                run.optimizer.flat.wait_for_weights()
+                check_replicas(run.model.chunks, context)
             _give_up_if_stuck(progress, batch, config)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
-                _record(run, progress, total, step.outcome.grad_norm, rate, time.perf_counter() - window_start)
+                ranks = spread(work / progress.window_steps, context)
+                _record(run, progress, total, step.outcome.grad_norm, rate, time.perf_counter() - window_start, ranks)
                 _trace(run, step)
-                progress.window, progress.window_steps = Totals(), 0
+                progress.window, progress.window_steps, work = Totals(), 0, 0.0
                 window_start = time.perf_counter()
             stopping, save_now, writing = context.world.any_of(
                 [run.stop.asked, run.stop.save, run.saver.busy], context.device
@@ -138,7 +148,20 @@ def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainCo
         )
 
 
-def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float) -> None:
+def _look_for_spikes(run: Run, progress: Progress, spikes: SpikeWatch, step: Step) -> None:
+    totals = step.totals
+    loss = totals.mlm / max(totals.masked, 1.0) + totals.sop / totals.samples
+    if not step.outcome.skipped and spikes.is_spike(loss):
+        first = progress.consumed_samples - global_batch_size(run.config, progress.consumed_samples - 1)
+        run.recorder.say(
+            f"loss spike at step {progress.step}: {loss:.4f}, the running mean is {spikes.mean:.4f}; samples "
+            f"{first} to {progress.consumed_samples - 1} of the run"
+        )
+
+
+def _record(
+    run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float, ranks: Spread | None
+) -> None:
     config, steps = run.config, progress.window_steps
     batch = global_batch_size(config, progress.consumed_samples - 1)
     record: dict[str, Any] = {
@@ -154,9 +177,18 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
         "tokens_per_second": progress.window.tokens / seconds,
         "step_seconds": seconds / steps,
     }
+    if ranks is not None:
+        record |= {
+            "slowest_rank": ranks.slowest_rank,
+            "slowest_rank_seconds": ranks.most,
+            "median_rank_seconds": ranks.median,
+        }
     left = (total - progress.consumed_samples) / config.training.global_batch_size
     end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)
     run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * seconds / steps))
+    warning = None if ranks is None else ranks.warning(run.context)
+    if warning:
+        run.recorder.say(warning)
 
 
 def _trace(run: Run, step: Step) -> None:

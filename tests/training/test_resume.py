@@ -11,7 +11,10 @@ import pytest
 from tests.training.corpus import arguments, command, finish, records
 from tests.training.run import train
 
-TIMES = {"tokens_per_second", "step_seconds", "evaluation_seconds"}
+TIMES = {
+    "tokens_per_second", "step_seconds", "evaluation_seconds",
+    "slowest_rank", "slowest_rank_seconds", "median_rank_seconds",
+}  # fmt: skip
 
 
 def curve(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
