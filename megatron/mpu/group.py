@@ -46,9 +46,9 @@ class Activity:
 
     operation: the last one begun; entered: collectives begun, by group; teams: the first rank of each of these groups.
     waited: seconds inside of operations so far. asynchronous: operations run on a device, and it is not inside them
-    that this process waits for others. phase: what the process is at, in words; phase_number counts the phases of start-up,
-    phase_since is `time.monotonic()` of the beginning of the one under way, arrived says whether this process waits at
-    its end. explain: finds out why an operation failed; may take seconds.
+    that this process waits for others. phase: what the process is at, in words; phase_number counts the phases of
+    start-up, phase_since is `time.monotonic()` of the beginning of the one under way, arrived says whether this process
+    waits at its end. explain: finds out why an operation failed; may take seconds.
     """
 
     operation: Operation = field(default_factory=Operation)

@@ -62,9 +62,7 @@ def _differences(group: Group, tensors: Sequence[str], sums: Tensor, context: Pa
         usual = max(Counter(values).items(), key=lambda item: (item[1], item[0] == values[0]))[0]
         ranks = [rank for rank, value in zip(group.ranks, values, strict=True) if value != usual]
         where = names(ranks, context.job.processes) if context.job is not None else plural(ranks)
-        lines.append(
-            f"{where}: {tensors[number]}, in the {group.name} group (ranks {', '.join(map(str, group.ranks))})"
-        )
+        lines.append(f"{where}: {tensors[number]}, in the {group.name} group ({plural(group.ranks)})")
     return lines
 
 
