@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.corpus import arguments, command, finish
+from tests.training.run import train
 from tests.training.test_failures import workers
 from tests.training.test_resume import curve
 
@@ -62,3 +64,37 @@ def test_killed_at_random_moments(corpus: Path, kills: int) -> None:
     code, _, err = finish(command(argv, processes=2))
     assert code == 0, err
     assert found == curve(corpus, "whole.jsonl")
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_the_rest_to_go_on(corpus: Path) -> None:
+    """torchrun --nnodes 1:2: after the loss of a node the other continues alone, from the last checkpoint."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {"train_iters": 300, "save_interval": 5, "keep_last": 3, "micro_batch_size": 2}
+    nodes = [
+        command(
+            arguments(corpus, **flags, save=corpus / "save"),
+            launcher=[
+                "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf=is_host={node == 0},last_call_timeout=5",
+            ],
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    deadline = time.monotonic() + 120
+    while rows(corpus) < 20:
+        assert time.monotonic() < deadline and nodes[0].poll() is None
+        time.sleep(0.1)
+    for pid in (nodes[1].pid, *workers(nodes[1].pid)):
+        os.kill(pid, signal.SIGKILL)
+    code, out, err = finish(nodes[0], seconds=240)
+    nodes[1].communicate()
+    assert code == 0, err
+    assert "layout: 2 processes" in out and "continuing" in out
+    found = curve(corpus)
+    train(corpus, **flags, metrics_file=corpus / "whole.jsonl")
+    assert [row["mlm_loss"] for row in found] == pytest.approx(
+        [row["mlm_loss"] for row in curve(corpus, "whole.jsonl")], rel=1e-4
+    )

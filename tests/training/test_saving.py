@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -162,3 +163,18 @@ def test_another_batch_or_data_is_another_run(corpus: Path, capsys: pytest.Captu
     assert "changed since the checkpoint: --global-batch-size: 8 before, 16 now" in said
     assert "changed since the checkpoint: --lr: 0.001 before, 0.002 now" in said
     assert records(corpus)[-1]["consumed_samples"] == 4 * 16
+
+
+def test_a_full_disk_ends_the_run_with_one_message_and_the_old_stays(corpus: Path) -> None:
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    flags: dict[str, Any] = {"save": corpus / "save", "save_interval": 2}
+    train(corpus, **flags, train_iters=6, exit_interval=2)
+    process = command(arguments(corpus, **flags, train_iters=6), preexec_fn=no_large_files)
+    code, _, err = finish(process)
+    assert code == 2 and "cannot be written: " in err and "File too large" in err and "free space there" in err
+    assert "Traceback" not in err and len(err.splitlines()) == 1
+    assert steps(corpus / "save") == [2] and not list((corpus / "save").glob(".iter*"))
+    train(corpus, **flags, train_iters=6)
+    assert steps(corpus / "save") == [2, 4, 6]
