@@ -56,7 +56,18 @@ def collectives(found: dict[str, Any]) -> Iterator[str]:
     yield table(header, rows)
 
 
-SECTIONS = {"parallel": parallel, "collectives": collectives}
+def checkpoint(found: dict[str, Any]) -> Iterator[str]:
+    """Results of checkpoint.py."""
+    yield f"{found['machine']}; {found['bytes'] / 1e9:.2f} GB.\n\n"
+    rows = [
+        [name, f"{median:.2f} [{low:.2f}..{high:.2f}]", f"{found['bytes'] / median / 1e6:,.0f}"]
+        for name, (low, median, high) in found["seconds"].items()
+        if not name.startswith("load")
+    ]
+    yield table(["", "s, median [least..most]", "MB/s"], rows)
+
+
+SECTIONS = {"parallel": parallel, "collectives": collectives, "checkpoint": checkpoint}
 
 
 def rendered(page: str) -> str:

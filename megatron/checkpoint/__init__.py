@@ -6,6 +6,7 @@ from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
 from megatron.checkpoint.store import (
     check_writable,
     find_checkpoint,
+    json_bytes,
     load_tensors,
     read_config,
     read_train_state,
@@ -16,6 +17,7 @@ __all__ = [
     "check_writable",
     "find_checkpoint",
     "from_huggingface",
+    "json_bytes",
     "load_tensors",
     "read_config",
     "read_train_state",

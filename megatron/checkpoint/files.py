@@ -1,4 +1,4 @@
-"""What checkpoints are made of: JSON, safetensors written tensor by tensor, manifests, folders that appear whole."""
+"""What checkpoints are made of: JSON, headers of safetensors, manifests, folders that appear whole."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from megatron.checkpoint.direct import Written
 from megatron.errors import UserError
 from megatron.files import durable_file, flush_folder
 
@@ -50,32 +52,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class TensorWriter:
-    """Writes a safetensors file one tensor at a time, so that one tensor at a time is in memory.
+def safetensors_header(shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with; the tensors follow in the same order without gaps.
 
-    Format: 8 bytes little-endian length of the header, JSON header, tensors in the header's order
-    (https://github.com/huggingface/safetensors).
+    8 bytes little-endian length, JSON (https://github.com/huggingface/safetensors).
     """
-
-    def __init__(self, file: BinaryIO, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-        """shapes: name -> (shape, dtype) of the tensors that `write` will get, in this order."""
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, (shape, dtype) in shapes.items():
-            size = torch.Size(shape).numel() * dtype.itemsize
-            header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-            offset += size
-        encoded = json.dumps(header).encode()
-        encoded += b" " * (-len(encoded) % 8)  # tensors start on a multiple of 8 bytes
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        self._file = file
-        self._expected = iter(shapes.items())
-
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append the next tensor, any device."""
-        assert (name, (tuple(tensor.shape), tensor.dtype)) == next(self._expected)
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self._file.write(flat.numpy().data)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (shape, dtype) in shapes.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start on a multiple of 8 bytes
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def sha256(path: Path) -> str:
@@ -87,10 +77,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Write size and SHA-256 of the named files; the manifest ends a folder: without it the folder is a fragment."""
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(names)}
-    write_json(folder / MANIFEST, {"files": files})
+def write_manifest(folder: Path, files: Mapping[str, Written]) -> None:
+    """Write size and SHA-256 of files; the manifest ends a folder: without it the folder is a fragment."""
+    write_json(folder / MANIFEST, {"files": {name: asdict(files[name]) for name in sorted(files)}})
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -118,7 +107,11 @@ def verify_content(path: Path) -> None:
     entry = read_manifest(path.parent).get(path.name)
     if entry is None:
         raise UserError(f"{path.parent} holds no {path.name}; it may have been converted, or saved without it")
-    if sha256(path) != entry["sha256"]:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if found != entry["sha256"]:
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
 

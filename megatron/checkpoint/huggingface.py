@@ -9,16 +9,16 @@ any of them with the head of a task        ...ForSequenceClassification (export 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from megatron import __version__
-from megatron.checkpoint.files import TensorWriter, new_folder, read_json, write_json
+from megatron.checkpoint.direct import write_file
+from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
 from megatron.checkpoint.hub_names import Table, merge, parameter_table, split
 from megatron.checkpoint.hub_tokenizer import (
@@ -30,8 +30,10 @@ from megatron.checkpoint.hub_tokenizer import (
 from megatron.checkpoint.hub_weights import HubWeights, open_weights
 from megatron.checkpoint.model_card import model_card
 from megatron.checkpoint.store import (
-    ShardedTensor,
+    CONFIG,
+    TRAIN_STATE,
     find_checkpoint,
+    json_bytes,
     read_config,
     read_train_state,
     read_weight,
@@ -42,7 +44,7 @@ from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
 from megatron.files import durable_file
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardSpec
+from megatron.mpu.sharding import whole_piece
 
 HEADS = ("lm_head.", "pooler.", "binary_head.")
 """Beginnings of names that a model may lack; training then initialises them."""
@@ -93,8 +95,7 @@ def to_huggingface(
     elif lacking:
         notices.append(f"the checkpoint has no {', '.join(lacking)}: exported as {family.classes}{head}")
     with new_folder(output, overwrite=overwrite) as folder:
-        with durable_file(folder / "model.safetensors") as file:
-            _write_weights(file, found, model, {name: table[name] for name in sorted(stored)})
+        write_file(folder / "model.safetensors", _weights(found, model, {name: table[name] for name in sorted(stored)}))
         write_json(folder / "config.json", hub_config(model, family, head, tokens, labels))
         if tokenizer is not None:
             notices += write_hub_tokenizer(tokenizer, folder, model.max_position_embeddings)
@@ -118,33 +119,18 @@ def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) ->
     hub = read_huggingface(folder)
     if check is not None:
         check(hub.model, hub.parameters, folder)
-    parameters = {
-        name: ShardedTensor(tensor=tensor, shard=ShardSpec(global_shape=tuple(tensor.shape)))
-        for name, tensor in hub.parameters.items()
+    config = {"model": to_dict(hub.model), "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {}}
+    train_state = {
+        "step": 0,
+        "consumed_samples": 0,
+        "converted_from": folder.absolute().name,
+        "converted_by": f"megatron {__version__}",
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        extra_files = {}
-        if hub.tokenizer is not None:
-            extra_files[hub.tokenizer.name] = Path(temporary) / hub.tokenizer.name
-            extra_files[hub.tokenizer.name].write_bytes(hub.tokenizer.content)
-        save_checkpoint(
-            save,
-            0,
-            model=parameters,
-            optimizer={},
-            config={
-                "model": to_dict(hub.model),
-                "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {},
-            },
-            train_state={
-                "step": 0,
-                "consumed_samples": 0,
-                "converted_from": folder.absolute().name,
-                "converted_by": f"megatron {__version__}",
-            },
-            extra_files=extra_files,
-            context=context,
-        )
+    files = {CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(train_state)}
+    if hub.tokenizer is not None:
+        files[hub.tokenizer.name] = hub.tokenizer.content
+    pieces = [whole_piece(name, tensor) for name, tensor in hub.parameters.items()]
+    save_checkpoint(save, 0, model=pieces, optimizer=[], files=files, context=context)
     return hub.notices
 
 
@@ -223,18 +209,17 @@ def _compare_with_table(checkpoint: Path, table: Table, stored: Mapping[str, tup
         raise UserError(f"{checkpoint} does not hold the model of its config.json: {'; '.join(problems[:3])}{more}")
 
 
-def _write_weights(file: BinaryIO, checkpoint: Path, model: ModelConfig, table: Table) -> None:
-    """Write the tensors one by one under their Hugging Face names, fp32."""
+def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[torch.Tensor]:
+    """A safetensors file, header and tensors one by one under their Hugging Face names, fp32, as bytes."""
     shapes = {
         their: ((shape[0] // len(theirs), *shape[1:]), torch.float32)
         for shape, theirs in table.values()
         for their in theirs
     }
-    writer = TensorWriter(file, shapes)
+    yield torch.frombuffer(bytearray(safetensors_header(shapes, {"format": "pt"})), dtype=torch.uint8)
     for ours, (_, theirs) in table.items():
-        parts = split(read_weight(checkpoint, ours).float(), model.num_attention_heads, len(theirs))
-        for their, part in zip(theirs, parts, strict=True):
-            writer.write(their, part)
+        for part in split(read_weight(checkpoint, ours), model.num_attention_heads, len(theirs)):
+            yield part.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _prefix(folder: Path, weights: HubWeights) -> str:

@@ -21,6 +21,32 @@ class CheckpointConfig:
     """Do not load the optimizer's state from --load."""
     no_save_optim: bool = False
     """Do not save the optimizer's state."""
+    async_save: bool = False
+    """Write checkpoints in the background, from a copy in memory."""
+    keep_last: int | None = None
+    """Keep the newest so many checkpoints and remove older ones [default: keep all]."""
+    keep_every: int | None = None
+    """With --keep-last: also keep the checkpoints of multiples of this step."""
+    accept_changes: bool = False
+    """Continue although model, data or batches are not those of the checkpoint; what changed is recorded."""
+    exit_on_missing_checkpoint: bool = False
+    """Stop if there is no checkpoint to start from."""
+    no_checkpoint_fallback: bool = False
+    """Stop if the newest checkpoint is damaged; by default the newest whole one is used."""
+
+    def problems(self) -> list[str]:
+        """Violations of the rules of the checkpoint options, as messages."""
+        found = []
+        for name in ("save_interval", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.keep_every is not None and self.keep_last is None:
+            found.append("--keep-every needs --keep-last: without it no checkpoint is removed")
+        if self.save is None:
+            given = {"--async-save": self.async_save, "--keep-last": self.keep_last is not None}
+            found += [f"{flag} needs --save FOLDER" for flag, is_given in given.items() if is_given]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

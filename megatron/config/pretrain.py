@@ -66,7 +66,7 @@ class PretrainConfig:
                 f"--sequence-parallel needs a --seq-length that --tensor-model-parallel-size {tensor} divides, not "
                 f"{self.data.seq_length}; nearest: {below} or {below + tensor}"
             )
-        found += self.precision.problems() + self.training.problems()
+        found += self.precision.problems() + self.training.problems() + self.checkpoint.problems()
         if 0 < self.model.max_position_embeddings < self.data.seq_length:
             found.append(
                 f"--max-position-embeddings {self.model.max_position_embeddings} is below "

@@ -124,6 +124,10 @@ class TrainingConfig:
     """Save and exit after this many minutes."""
     max_skipped_steps: int = 50
     """Stop after this many steps in a row whose loss or gradient is not finite."""
+    spike_threshold: float | None = None
+    """Say which samples a step had whose loss is above this many times the running mean."""
+    check_replicas_interval: int | None = None
+    """Steps between comparisons of what ranks hold in common; a difference stops the run."""
 
     def problems(self) -> list[str]:
         """Violations of the rules of the training options, as messages."""
@@ -132,10 +136,19 @@ class TrainingConfig:
             found.append("--micro-batch-size is required")
         if (self.train_iters is None) == (self.train_samples is None):
             found.append("give one of --train-iters and --train-samples")
-        for name in ("train_iters", "train_samples", "exit_interval", "exit_duration_in_mins", "max_skipped_steps"):
+        for name in (
+            "train_iters",
+            "train_samples",
+            "exit_interval",
+            "exit_duration_in_mins",
+            "max_skipped_steps",
+            "check_replicas_interval",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"--{name.replace('_', '-')} must be positive, not {value}")
+        if self.spike_threshold is not None and self.spike_threshold <= 1:
+            found.append(f"--spike-threshold must be above 1, not {self.spike_threshold}")
         for name in ("eval_interval", "eval_iters", "seed", "global_batch_size"):
             if getattr(self, name) < 0:
                 found.append(f"--{name.replace('_', '-')} must not be negative")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.group import DONE, Pending
-from megatron.mpu.sharding import ShardSpec, shard_of
+from megatron.mpu.sharding import Piece, ShardSpec, pieces_of, shard_of
 
 _ALIGNMENT = 16  # elements: a parameter starts on a cache line
 
@@ -159,27 +159,28 @@ class FlatParameters:
         """Global names of the parameters."""
         return list(self._places)
 
-    def views(self, wholes: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The parameters' parts of one tensor [n] a bucket, by name, in their local shapes."""
-        return {
-            name: wholes[number][offset : offset + shape.numel()].view(shape)
-            for name, (number, offset, shape) in self._places.items()
-        }
+    def pieces(self, owned: Sequence[Tensor], *, prefix: str = "", once: bool = False) -> list[Piece]:
+        """The blocks of global tensors that lie in `owned`: one tensor a bucket, of its own part, like the masters.
 
-    def gathered(self, owned: Sequence[Tensor]) -> list[Tensor]:
-        """Whole buckets from the own parts of all data-parallel ranks; without ZeRO the tensors themselves."""
-        if not self.sharded:
-            return list(owned)
-        wholes = [part.new_empty(bucket.weights.numel()) for bucket, part in zip(self.buckets, owned, strict=True)]
-        for whole, part in zip(wholes, owned, strict=True):
-            self.context.data.start_all_gather(whole, part).wait()
-        return wholes
-
-    def take_own(self, owned: Sequence[Tensor], wholes: Sequence[Tensor]) -> None:
-        """Copy the own parts from whole buckets that `gathered` gave and that were changed since."""
-        if self.sharded:
-            for bucket, part, whole in zip(self.buckets, owned, wholes, strict=True):
-                part.copy_(whole[bucket.own])
+        prefix: goes before the parameters' names. once: each element on one rank of all only, for saving; data-parallel
+        ranks that hold the same divide it.
+        """
+        found: list[Piece] = []
+        for name, (number, offset, shape) in self._places.items():
+            bucket, shard = self.buckets[number], self.shards[name]
+            if once and (
+                (shard.dim is None and self.context.tensor.rank > 0) or (shard.tied and self.context.embedding.rank > 0)
+            ):
+                continue
+            begin, low, high = bucket.own.start, bucket.own.start, bucket.own.stop
+            if once and not self.sharded:
+                share = -(-(high - low) // self.context.data.size)
+                low, high = share * self.context.data.rank, min(high, share * (self.context.data.rank + 1))
+            first, last = max(low, offset), min(high, offset + shape.numel())
+            if first < last:
+                elements = owned[number][first - begin : last - begin]
+                found += pieces_of(prefix + name, shard, tuple(shape), elements, first - offset)
+        return found
 
     def publish(self) -> None:
         """Give the masters' values to the modules of all ranks; ZeRO gathers in the order of the next forward."""

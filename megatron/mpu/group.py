@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,15 +45,16 @@ class Activity:
     """What a process is doing with others: written by the thread that works, read by the one that watches.
 
     operation: the last one begun; entered: collectives begun, by group; teams: the first rank of each of these groups.
-    asynchronous: operations run on a device, and it is not inside them that this process waits for others. phase: what
-    the process is at, in words; phase_number counts the phases of start-up, phase_since is `time.monotonic()` of the
-    beginning of the one under way, arrived says whether this process waits at its end. explain: finds out why an
-    operation failed; may take seconds.
+    waited: seconds inside of operations so far. asynchronous: operations run on a device, and it is not inside them
+    that this process waits for others. phase: what the process is at, in words; phase_number counts the phases of
+    start-up, phase_since is `time.monotonic()` of the beginning of the one under way, arrived says whether this process
+    waits at its end. explain: finds out why an operation failed; may take seconds.
     """
 
     operation: Operation = field(default_factory=Operation)
     entered: dict[str, int] = field(default_factory=dict)
     teams: dict[str, int] = field(default_factory=dict)
+    waited: float = 0.0
     asynchronous: bool = False
     phase: str = "start-up"
     phase_number: int = 0
@@ -197,9 +198,14 @@ class Group:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any member; the same answer on all."""
+        return self.any_of([flag], device)[0]
+
+    def any_of(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
+        """`any` of several flags at once."""
         if self.size == 1:
-            return flag
-        return bool(self.all_reduce_(torch.tensor([float(flag)], device=device), "max").item())
+            return list(flags)
+        asked = torch.tensor([float(flag) for flag in flags], device=device)
+        return [flag > 0 for flag in self.all_reduce_(asked, "max").tolist()]
 
     def barrier(self) -> None:
         """Wait until all members are here."""
@@ -240,7 +246,9 @@ class Group:
             yield
         except RuntimeError as error:
             raise JobError(activity.explain(f"{activity.operation} failed: {_first_line(error)}")) from error
-        activity.operation = Operation(name, self.name, awaited, number, False, time.monotonic())
+        ended = time.monotonic()
+        activity.waited += ended - activity.operation.since
+        activity.operation = Operation(name, self.name, awaited, number, False, ended)
 
     def _pending(
         self, name: str, work: Any, then: Callable[[], Any] | None = None, *, peer: int | None = None

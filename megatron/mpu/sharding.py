@@ -7,6 +7,8 @@ whole tensor. Nothing outside `megatron.mpu` decides how a tensor is divided: al
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +41,74 @@ class ShardSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardedTensor:
-    """This rank's part of a global tensor: the local tensor (padding rows included) and where it belongs."""
+class Piece:
+    """A block of a global tensor: where it begins in it, and its values (contiguous, any dtype and device)."""
 
+    name: str
+    global_shape: tuple[int, ...]
+    offsets: tuple[int, ...]
     tensor: torch.Tensor
-    shard: ShardSpec
+
+
+def whole_piece(name: str, tensor: torch.Tensor) -> Piece:
+    """A global tensor that is here as a whole."""
+    return Piece(name=name, global_shape=tuple(tensor.shape), offsets=(0,) * tensor.dim(), tensor=tensor)
+
+
+def parameter_pieces(named: Iterable[tuple[str, torch.nn.Parameter]]) -> list[Piece]:
+    """The blocks that the parameters of this rank are; writing into them changes the parameters."""
+    return [
+        piece
+        for name, parameter in named
+        for piece in pieces_of(name, shard_of(parameter), tuple(parameter.shape), parameter.data.reshape(-1))
+    ]
+
+
+def pieces_of(
+    name: str, shard: ShardSpec, shape: tuple[int, ...], elements: torch.Tensor, start: int = 0
+) -> Iterator[Piece]:
+    """The blocks of the global tensor that a stretch of a local one covers, padding left out: at most 2 n - 1.
+
+    shape: [n dimensions] of the local tensor; elements: flat, those of it from number `start` on.
+    """
+    stop = start + elements.numel()
+    origin = [0] * len(shape)
+    if shard.dim is not None:
+        origin[shard.dim] = shard.start
+        if shard.size < shape[shard.dim]:
+            assert shard.dim == 0, "padding in the middle of rows"
+            stop = min(stop, shard.size * math.prod(shape[1:]))
+    for offsets, sizes, first in _blocks(shape, start, stop):
+        yield Piece(
+            name=name,
+            global_shape=shard.global_shape,
+            offsets=tuple(a + b for a, b in zip(origin, offsets, strict=True)),
+            tensor=elements[first - start : first - start + math.prod(sizes)].view(sizes),
+        )
+
+
+def _blocks(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """(offsets, sizes, first element) of the blocks that elements start..stop-1 of a tensor are made of."""
+    if start >= stop:
+        return
+    if not shape:
+        yield (), (), start
+        return
+    row = math.prod(shape[1:])
+
+    def of_row(number: int, begin: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+        base = number * row
+        for offsets, sizes, first in _blocks(shape[1:], begin - base, end - base):
+            yield (number, *offsets), (1, *sizes), first + base
+
+    first, last = start // row, stop // row
+    if start % row:
+        yield from of_row(first, start, min(stop, (first + 1) * row))
+        first += 1
+    if first < last:
+        yield (first, *[0] * (len(shape) - 1)), (last - first, *shape[1:]), first * row
+    if first <= last and stop % row:
+        yield from of_row(last, last * row, stop)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import FlatParameters
-from megatron.mpu.sharding import ShardedTensor
+from megatron.mpu.sharding import Piece
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-Tensors: TypeAlias = dict[str, ShardedTensor]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,41 +110,26 @@ class Optimizer:
             maximize=False,
         )
 
-    def weights(self) -> Tensors:
-        """The fp32 masters by global name, in this rank's local shapes; with ZeRO-1 a collective that copies."""
-        return self._named("", self.flat.gathered(self.masters))
+    def weights(self, *, once: bool = False) -> list[Piece]:
+        """The fp32 masters that this rank holds, under global names; `once` as in `FlatParameters.pieces`.
 
-    def moments(self) -> Tensors:
-        """Adam's moments by "exp_avg." or "exp_avg_sq." and the global name, as `weights`."""
-        return self._named("exp_avg.", self.flat.gathered(self.exp_avg)) | self._named(
-            "exp_avg_sq.", self.flat.gathered(self.exp_avg_sq)
+        Who writes into them calls `publish` then.
+        """
+        return self.flat.pieces(self.masters, once=once)
+
+    def moments(self, *, once: bool = False) -> list[Piece]:
+        """Adam's moments under "exp_avg." or "exp_avg_sq." and the global name, as `weights`."""
+        return self.flat.pieces(self.exp_avg, prefix="exp_avg.", once=once) + self.flat.pieces(
+            self.exp_avg_sq, prefix="exp_avg_sq.", once=once
         )
 
-    def gradients(self) -> Tensors:
+    def gradients(self, *, once: bool = False) -> list[Piece]:
         """The gradients of the last step, reduced and clipped, as `weights`."""
-        return self._named("", self.flat.gathered([bucket.own_gradients for bucket in self.flat.buckets]))
+        return self.flat.pieces([bucket.own_gradients for bucket in self.flat.buckets], once=once)
 
-    def load_weights(self, fill: Callable[[Tensors], Result]) -> Result:
-        """Let `fill` write into what `weights` would give, then give the values to the model. Returns fill's result."""
-        wholes = self.flat.gathered(self.masters)
-        result = fill(self._named("", wholes))
-        self.flat.take_own(self.masters, wholes)
+    def publish(self) -> None:
+        """Give the masters' values to the model on all ranks."""
         self.flat.publish()
-        return result
-
-    def load_moments(self, fill: Callable[[Tensors], Result]) -> Result:
-        """Let `fill` write into what `moments` would give. Returns fill's result."""
-        wholes = self.flat.gathered(self.exp_avg), self.flat.gathered(self.exp_avg_sq)
-        result = fill(self._named("exp_avg.", wholes[0]) | self._named("exp_avg_sq.", wholes[1]))
-        self.flat.take_own(self.exp_avg, wholes[0])
-        self.flat.take_own(self.exp_avg_sq, wholes[1])
-        return result
-
-    def _named(self, prefix: str, wholes: Sequence[Tensor]) -> Tensors:
-        return {
-            prefix + name: ShardedTensor(tensor=view, shard=self.flat.shards[name])
-            for name, view in self.flat.views(wholes).items()
-        }
 
     def scalars(self) -> dict[str, Any]:
         """The rest of the state as JSON values."""

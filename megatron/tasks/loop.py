@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron.checkpoint import load_tensors, save_checkpoint
-from megatron.checkpoint.store import MODEL
+from megatron.checkpoint import json_bytes, load_tensors, save_checkpoint
+from megatron.checkpoint.store import CONFIG, TRAIN_STATE, Pruning
 from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
@@ -165,7 +164,7 @@ def _train_line(record: dict[str, Any], steps: int) -> str:
 
 
 def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
-    """Save the weights to OUTPUT/best, then remove the checkpoint that was the best before."""
+    """Save the weights to OUTPUT/best in place of those that were the best before."""
     config = {
         **to_dict(run.config),
         "model": to_dict(run.model.config),
@@ -173,23 +172,18 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
         "task": description(run.task, run.hyper.seq_length),
         "hyperparameters": to_dict(run.hyper),
     }
-    kept = save_checkpoint(
+    save_checkpoint(
         run.output / BEST,
         best["step"],
-        model=optimizer.weights(),
-        optimizer={},
-        config=config,
-        train_state=best,
-        extra_files=run.pretrained.tokenizer_files,
+        model=optimizer.weights(once=True),
+        optimizer=[],
+        files={CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(best), **run.pretrained.tokenizer_files},
         context=run.context,
+        pruning=Pruning(last=1),
     )
-    if run.context.is_main:
-        for folder in kept.parent.glob("iter_*"):
-            if folder != kept:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load_best(run: Run, optimizer: Optimizer, step: int) -> None:
-    path = run.output / BEST / f"iter_{step:07d}" / MODEL
-    optimizer.load_weights(lambda weights: load_tensors(path, weights, what="weights", context=run.context))
+    load_tensors(run.output / BEST / f"iter_{step:07d}", "model", optimizer.weights(), context=run.context)
+    optimizer.publish()
     optimizer.flat.wait_for_weights()

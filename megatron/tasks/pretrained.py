@@ -12,12 +12,12 @@ from torch import nn
 
 from megatron.checkpoint import find_checkpoint, from_huggingface, load_tensors, read_config
 from megatron.checkpoint.files import MANIFEST
-from megatron.checkpoint.store import MODEL, TRACKER
+from megatron.checkpoint.store import TRACKER
 from megatron.config import ModelConfig, model_from_dict
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardedTensor
+from megatron.mpu.sharding import parameter_pieces
 
 # Names of the vocabulary in a checkpoint: WordPiece, SentencePiece.
 VOCABULARY, SENTENCEPIECE = "vocab.txt", "tokenizer.model"
@@ -33,9 +33,10 @@ class Pretrained:
     task: dict[str, Any] | None
 
     @property
-    def tokenizer_files(self) -> dict[str, Path]:
-        """The vocabulary, to be copied into the checkpoints that follow."""
-        return {name: self.folder / name for name in (VOCABULARY, SENTENCEPIECE) if (self.folder / name).is_file()}
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The vocabulary, for the checkpoints that follow."""
+        names = [name for name in (VOCABULARY, SENTENCEPIECE) if (self.folder / name).is_file()]
+        return {name: (self.folder / name).read_bytes() for name in names}
 
 
 def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pretrained:
@@ -79,13 +80,12 @@ def load_weights(
     their initial values. Returns the names that were not in the checkpoint.
     """
     named = [item for chunk in chunks for item in chunk.named_parameters()]
-    into = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in named}  # type: ignore[attr-defined]
     if not fine_tuned:
-        into = {name: part for name, part in into.items() if not name.startswith("task_head.")}
+        named = [(name, parameter) for name, parameter in named if not name.startswith("task_head.")]
     lacking = load_tensors(
-        pretrained.folder / MODEL,
-        into,
-        what="weights",
+        pretrained.folder,
+        "model",
+        parameter_pieces(named),
         context=context,
         may_lack=() if fine_tuned else ("pooler.",),
         may_hold=("lm_head.", "binary_head.", "task_head."),

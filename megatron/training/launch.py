@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from megatron.checkpoint.store import check_writable
+from megatron.checkpoint.lock import only_writer
+from megatron.checkpoint.store import check_writable, read_config, read_train_state
 from megatron.config import PretrainConfig, to_dict, with_vocabulary
 from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
@@ -19,10 +20,12 @@ from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext, launched_processes
 from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
+from megatron.training.changes import check_changes
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.model import build, new_optimizer
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
+from megatron.training.saving import Saver
 from megatron.training.signals import watch_signals
 from megatron.training.state import Progress, find_origin, load
 
@@ -41,7 +44,11 @@ def pretrain(config: PretrainConfig) -> None:
         startup_timeout_minutes=parallel.startup_timeout_minutes,
         agree=lambda job: check_start(job, config),
     ) as context:
-        _pretrain(config, context)
+        folder = None if config.checkpoint.save is None else Path(config.checkpoint.save)
+        if folder is not None:
+            check_writable(folder, context)
+        with only_writer(folder, context):
+            _pretrain(config, context)
 
 
 def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
@@ -52,30 +59,36 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         tokenizer = load_tokenizer(config.data.tokenizer_type, config.data.vocab_file, config.data.tokenizer_model)
         config = dataclasses.replace(config, model=with_vocabulary(config.model, tokenizer.vocab_size))
     with _phase("folders", context):
-        if config.checkpoint.save is not None:
-            check_writable(Path(config.checkpoint.save), context)
         if config.logging.pipeline_trace is not None:
             check_writable(Path(config.logging.pipeline_trace), context, flag="--pipeline-trace")
         origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
         splits = open_data(config, tokenizer)
-    check_agreement(context.job, "data", data_facts(tokenizer, splits))
+    data = data_facts(tokenizer, splits)
+    check_agreement(context.job, "data", data)
     with _phase("model", context):
         traced = config.logging.pipeline_trace is not None
         model = build(config.model, config.parallel, config.precision, config.training.seed, context, traced=traced)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
     progress = Progress()
     lacking: tuple[str, ...] = ()
+    changes: list[str] = []
     if origin is not None:
         with _phase(f"checkpoint {origin.path}", context):
             with context.together():
                 _check_vocabulary(origin.path, config)
+                if origin.resumed:
+                    saved_data = read_train_state(origin.path).get("data")
+                    changes = check_changes(read_config(origin.path), saved_data, config, data)
             progress, lacking = load(origin, optimizer, context)
     with _phase("records", context):
         recorder = _open_records(config, context, progress)
+    saver = Saver(config, data, {name: path.read_bytes() for name, path in _vocabulary_files(config).items()}, context)
     memory = memory_lines(config, context.world.size, context.rank)
     for line in start_report(config, context, splits, model, origin, progress, lacking, memory):
         recorder.say(line)
+    for line in changes:
+        recorder.say(f"start: {line}")
     run = Run(
         config=config,
         context=context,
@@ -84,9 +97,12 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         splits=splits,
         recorder=recorder,
         stop=stop,
-        extra_files=_vocabulary_files(config),
+        saver=saver,
     )
-    (evaluate_only if config.training.skip_train else train)(run, progress)
+    try:
+        (evaluate_only if config.training.skip_train else train)(run, progress)
+    finally:
+        saver.close()
     recorder.close()
 
 

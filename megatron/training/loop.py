@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from megatron.mpu.pipeline.executor import write_trace
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.training.evaluation import evaluate
+from megatron.training.health import SpikeWatch, check_replicas, spread
 from megatron.training.model import Pretraining
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
+from megatron.training.saving import Saver
 from megatron.training.signals import StopFlag
-from megatron.training.state import Progress, save
+from megatron.training.state import Progress
 from megatron.training.step import Step, Totals, train_step
 
 
@@ -34,7 +36,19 @@ class Run:
     splits: Mapping[str, Split]
     recorder: Recorder
     stop: StopFlag
-    extra_files: dict[str, Path]
+    saver: Saver
+
+
+@dataclass
+class Window:
+    """The time since the last record, evaluations and saves left out, and seconds of it.
+
+    loader: waiting for batches; work: all but waiting for other ranks.
+    """
+
+    start: float = field(default_factory=time.perf_counter)
+    loader: float = 0.0
+    work: float = 0.0
 
 
 def train(run: Run, progress: Progress) -> None:
@@ -45,40 +59,48 @@ def train(run: Run, progress: Progress) -> None:
     config, context, options = run.config, run.context, run.config.training
     schedule, total = schedule_of(config), total_samples(config)
     saved = progress.step
-    window_start = time.perf_counter()
-    waited = 0.0  # seconds of the window, for the loader
+    spikes, activity, window = SpikeWatch(threshold=options.spike_threshold), context.world.activity, Window()
     stopping = False
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
-            asked = time.perf_counter()
+            began = time.perf_counter() - activity.waited
             batch = next(batches)
-            waited += time.perf_counter() - asked
+            window.loader += time.perf_counter() - activity.waited - began
             rate = schedule.learning_rate(progress.consumed_samples)
             progress.step += 1
             context.doing(f"step {progress.step}")
             progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
             step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+            window.work += time.perf_counter() - activity.waited - began
             _count(progress, step.totals, step.outcome.skipped)
+            _look_for_spikes(run, progress, spikes, step)
+            if options.check_replicas_interval and progress.step % options.check_replicas_interval == 0:
+                run.optimizer.flat.wait_for_weights()
+                check_replicas(run.model.chunks, context)
             _give_up_if_stuck(progress, batch, config)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
-                seconds = time.perf_counter() - window_start
-                _record(run, progress, total, step.outcome.grad_norm, rate, seconds, waited)
+                _record(run, progress, total, step.outcome.grad_norm, rate, window)
                 _trace(run, step)
-                progress.window, progress.window_steps, waited = Totals(), 0, 0.0
-                window_start = time.perf_counter()
-            stopping = run.stop.agreed(context)
+                progress.window, progress.window_steps, window = Totals(), 0, Window()
+            stopping, save_now, writing = context.world.any_of(
+                [run.stop.asked, run.stop.save, run.saver.busy], context.device
+            )
+            if run.saver.writing and not writing:
+                _publish(run)
             if not stopping and options.eval_interval and (progress.step % options.eval_interval == 0 or last):
                 paused = time.perf_counter()
                 stopping = not _evaluate(run, "valid", progress)
-                window_start += time.perf_counter() - paused
+                window.start += time.perf_counter() - paused
             stopping |= options.exit_interval is not None and progress.step % options.exit_interval == 0
             interval = config.checkpoint.save_interval
-            if config.checkpoint.save and (stopping or last or (interval and progress.step % interval == 0)):
+            ends = stopping or last
+            if config.checkpoint.save and (ends or save_now or (interval and progress.step % interval == 0)):
                 paused = time.perf_counter()
-                _save(run, progress)
+                _save(run, progress, in_background=config.checkpoint.async_save and not ends)
+                run.stop.save = False
                 saved = progress.step
-                window_start += time.perf_counter() - paused
+                window.start += time.perf_counter() - paused
     if stopping and progress.consumed_samples < total:
         where = f"saved step {saved}" if config.checkpoint.save else "not saved: no --save FOLDER"
         run.recorder.say(f"stopped at step {progress.step} of the run as asked; {where}")
@@ -135,8 +157,20 @@ def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainCo
         )
 
 
-def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, seconds: float, waited: float) -> None:
-    config, steps = run.config, progress.window_steps
+def _look_for_spikes(run: Run, progress: Progress, spikes: SpikeWatch, step: Step) -> None:
+    totals = step.totals
+    loss = totals.mlm / max(totals.masked, 1.0) + totals.sop / totals.samples
+    if not step.outcome.skipped and spikes.is_spike(loss):
+        first = progress.consumed_samples - global_batch_size(run.config, progress.consumed_samples - 1)
+        run.recorder.say(
+            f"loss spike at step {progress.step}: {loss:.4f}, the running mean is {spikes.mean:.4f}; samples "
+            f"{first} to {progress.consumed_samples - 1} of the run"
+        )
+
+
+def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, window: Window) -> None:
+    config, steps, seconds = run.config, progress.window_steps, time.perf_counter() - window.start
+    ranks = spread(window.work / steps, run.context)
     batch = global_batch_size(config, progress.consumed_samples - 1)
     record: dict[str, Any] = {
         "split": "train",
@@ -150,11 +184,20 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
         "global_batch_size": batch,
         "tokens_per_second": progress.window.tokens / seconds,
         "step_seconds": seconds / steps,
-        "loader_wait_seconds": waited / steps,
+        "loader_wait_seconds": window.loader / steps,
     }
+    if ranks is not None:
+        record |= {
+            "slowest_rank": ranks.slowest_rank,
+            "slowest_rank_seconds": ranks.most,
+            "median_rank_seconds": ranks.median,
+        }
     left = (total - progress.consumed_samples) / config.training.global_batch_size
     end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)
     run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * seconds / steps))
+    warning = None if ranks is None else ranks.warning(run.context)
+    if warning:
+        run.recorder.say(warning)
 
 
 def _trace(run: Run, step: Step) -> None:
@@ -188,7 +231,15 @@ def _evaluate(run: Run, name: str, progress: Progress) -> bool:
     return True
 
 
-def _save(run: Run, progress: Progress) -> None:
-    started = time.perf_counter()
-    path = save(run.config, progress, run.optimizer, run.extra_files, run.context)
-    run.recorder.say(f"saved {path} in {time.perf_counter() - started:.1f} s")
+def _save(run: Run, progress: Progress, *, in_background: bool) -> None:
+    if run.saver.writing:
+        _publish(run)
+    run.recorder.say(run.saver.save(progress, run.optimizer, in_background=in_background))
+
+
+def _publish(run: Run) -> None:
+    """Publish what was written in the background. A failure costs this checkpoint, not the run."""
+    try:
+        run.recorder.say(run.saver.finish())
+    except UserError as error:
+        run.recorder.say(f"warning: {error}; training goes on, the checkpoints before it are as they were")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.gather import gather_whole
 from megatron.config import ModelConfig, ParallelConfig, PrecisionConfig, PretrainConfig
 from megatron.data.batches import Split, step_batches
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardedTensor
+from megatron.mpu.sharding import Piece
 from megatron.optimizer.schedule import global_batch_size
 from megatron.training.model import build, new_optimizer
 from megatron.training.step import train_step
@@ -88,8 +87,8 @@ def train_some(config: PretrainConfig, split: Split, steps: int, context: Parall
         found.losses["SOP loss"].append(done.totals.sop / max(done.totals.samples, 1.0))
         found.losses["gradient norm"].append(done.outcome.grad_norm)
         if step == 0:
-            found.gradients.update(_on_first_rank(optimizer.gradients(), context))
-    found.weights.update(_on_first_rank(optimizer.weights(), context))
+            found.gradients.update(_on_first_rank(optimizer.gradients(once=True), context))
+    found.weights.update(_on_first_rank(optimizer.weights(once=True), context))
     return found
 
 
@@ -148,9 +147,15 @@ def _relative(a: float, b: float) -> float:
     return difference if difference == difference else float("inf")
 
 
-def _on_first_rank(tensors: dict[str, ShardedTensor], context: ParallelContext) -> dict[str, Tensor]:
-    _, wholes = gather_whole(tensors, context)
-    return {name: tensor.detach().cpu().clone() for name, tensor in wholes if context.is_main}
+def _on_first_rank(pieces: Sequence[Piece], context: ParallelContext) -> dict[str, Tensor]:
+    """Whole tensors from the pieces of all ranks; nothing on ranks but the first."""
+    own = [replace(piece, tensor=piece.tensor.detach().cpu().clone()) for piece in pieces]
+    wholes: dict[str, Tensor] = {}
+    for part in context.world.gather_objects(own):
+        for piece in part if context.is_main else ():
+            whole = wholes.setdefault(piece.name, torch.empty(piece.global_shape))
+            whole[tuple(slice(a, a + n) for a, n in zip(piece.offsets, piece.tensor.shape, strict=True))] = piece.tensor
+    return wholes
 
 
 def table(comparisons: Sequence[Comparison]) -> list[str]:

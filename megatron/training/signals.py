@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM and the time limit, agreed by all ranks."""
+"""Requests from outside: SIGTERM and the time limit stop a run, SIGUSR1 saves it. All ranks agree before they act."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from megatron.mpu.context import ParallelContext
 
 @dataclass
 class StopFlag:
-    """Whether this process was asked to stop. deadline: `time.monotonic()` value of --exit-duration-in-mins."""
+    """What this process was asked for. deadline: `time.monotonic()` value of --exit-duration-in-mins; save: a
+    checkpoint now, and to go on; whoever saves clears it."""
 
     deadline: float | None = None
     signalled: bool = False
+    save: bool = False
 
     @property
     def asked(self) -> bool:
@@ -28,7 +30,7 @@ class StopFlag:
 
 
 def watch_signals(minutes: float | None, context: ParallelContext) -> StopFlag:
-    """A flag that SIGTERM (and SIGINT, which torchrun passes on) sets, or the end of `minutes`."""
+    """A flag that SIGTERM (and SIGINT, which torchrun passes on) sets, or the end of `minutes`; SIGUSR1 saves."""
     flag = StopFlag(deadline=None if minutes is None else time.monotonic() + 60.0 * minutes)
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -36,6 +38,10 @@ def watch_signals(minutes: float | None, context: ParallelContext) -> StopFlag:
             raise KeyboardInterrupt
         flag.signalled = True
 
+    def handle_save(number: int, frame: FrameType | None) -> None:
+        flag.save = True
+
+    signal.signal(signal.SIGUSR1, handle_save)
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     if context.job is not None:

@@ -6,15 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint.store import (
-    MODEL,
-    OPTIMIZER,
-    find_checkpoint,
-    load_tensors,
-    read_train_state,
-    save_checkpoint,
-)
-from megatron.config import CheckpointConfig, PretrainConfig, to_dict
+from megatron.checkpoint.store import find_checkpoint, has_optimizer, load_tensors, read_train_state
+from megatron.config import CheckpointConfig
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import Optimizer
@@ -49,46 +42,57 @@ def find_origin(config: CheckpointConfig, context: ParallelContext) -> Origin | 
     """The newest checkpoint in --save if there is one, else that of --load, else None.
 
     So the same command, started again, continues. Raises `UserError` if --load holds no checkpoint, unless it is
-    the same folder as --save.
+    the same folder as --save, and if there is none where --exit-on-missing-checkpoint is given.
     """
+    fall_back = not config.no_checkpoint_fallback
     if config.save is not None:
-        path = find_checkpoint(Path(config.save), context=context)
+        path = find_checkpoint(Path(config.save), context=context, fall_back=fall_back)
         if path is not None and not (config.ckpt_step is not None and config.save == config.load):
             return Origin(path=path, resumed=True, with_optimizer=not config.no_load_optim)
-    if config.load is None:
-        return None
-    path = find_checkpoint(Path(config.load), config.ckpt_step, context=context)
+    path = None
+    if config.load is not None:
+        path = find_checkpoint(Path(config.load), config.ckpt_step, context=context, fall_back=fall_back)
     if path is None:
-        if config.save is not None and Path(config.save).absolute() == Path(config.load).absolute():
-            return None
-        raise UserError(f"--load {config.load} holds no checkpoint; check the path, or leave it out to start afresh")
+        same = config.load is None or (
+            config.save is not None and Path(config.save).absolute() == Path(config.load).absolute()
+        )
+        if not same:
+            raise UserError(
+                f"--load {config.load} holds no checkpoint; check the path, or leave it out to start afresh"
+            )
+        if config.exit_on_missing_checkpoint:
+            folders = (
+                " or ".join(
+                    f"--{name} {getattr(config, name)}"
+                    for name in ("save", "load")
+                    if getattr(config, name) is not None
+                )
+                or "--save or --load, which are not given"
+            )
+            raise UserError(f"there is no checkpoint in {folders} (--exit-on-missing-checkpoint)")
+        return None
     return Origin(path=path, resumed=not config.finetune, with_optimizer=not (config.finetune or config.no_load_optim))
 
 
 def load(origin: Origin, optimizer: Optimizer, context: ParallelContext) -> tuple[Progress, tuple[str, ...]]:
     """Load weights, moments and position. Returns the position and the names that the checkpoint lacks.
 
-    Raises `UserError` on all ranks if the checkpoint is damaged or of another model.
+    Raises `UserError` on all ranks if the checkpoint is of another model.
     """
     with context.together():
-        state = read_train_state(origin.path)
-        has_optimizer = (origin.path / OPTIMIZER).exists()
-    has_optimizer = context.world.broadcast_object(has_optimizer)
-    converted = not has_optimizer and state.get("step", 0) == 0
-    lacking = optimizer.load_weights(
-        lambda weights: load_tensors(
-            origin.path / MODEL,
-            weights,
-            what="weights",
-            context=context,
-            may_lack=_HEADS if converted or not origin.resumed else (),
-            may_hold=("pooler.", "binary_head.", "task_head."),
-        )
+        state, with_optimizer = read_train_state(origin.path), has_optimizer(origin.path)
+    converted = not with_optimizer and state.get("step", 0) == 0
+    lacking = load_tensors(
+        origin.path,
+        "model",
+        optimizer.weights(),
+        context=context,
+        may_lack=_HEADS if converted or not origin.resumed else (),
+        may_hold=("pooler.", "binary_head.", "task_head."),
     )
-    if origin.with_optimizer and has_optimizer:
-        optimizer.load_moments(
-            lambda moments: load_tensors(origin.path / OPTIMIZER, moments, what="optimizer state", context=context)
-        )
+    optimizer.publish()
+    if origin.with_optimizer and with_optimizer:
+        load_tensors(origin.path, "optimizer", optimizer.moments(), context=context)
         optimizer.load_scalars(state["optimizer"])
     if not origin.resumed or converted:
         return Progress(), lacking
@@ -104,24 +108,3 @@ def _progress_of(state: dict[str, Any], path: Path) -> Progress:
             f"{path} has no position to continue from ({error}); it is not a checkpoint of pre-training: "
             "take its weights with --load FOLDER --finetune and another --save"
         ) from None
-
-
-def save(
-    config: PretrainConfig,
-    progress: Progress,
-    optimizer: Optimizer,
-    extra_files: dict[str, Path],
-    context: ParallelContext,
-) -> Path:
-    """Write a checkpoint of the run into --save; called by all ranks."""
-    assert config.checkpoint.save is not None
-    return save_checkpoint(
-        Path(config.checkpoint.save),
-        progress.step,
-        model=optimizer.weights(),
-        optimizer={} if config.checkpoint.no_save_optim else optimizer.moments(),
-        config=to_dict(config),
-        train_state={**asdict(progress), "optimizer": optimizer.scalars()},
-        extra_files=extra_files,
-        context=context,
-    )

@@ -92,7 +92,7 @@ def test_an_encoder_alone_is_converted_and_the_heads_reported(tmp_path: Path, ca
     assert notices == ("left out, training will initialise it: lm_head, binary_head",)
     checkpoint = find_checkpoint(tmp_path / "save", context=SINGLE)
     assert checkpoint is not None
-    names = set(load_file(checkpoint / "model.safetensors"))
+    names = set(load_file(checkpoint / "model-00000.safetensors"))
     assert "pooler.dense.weight" in names
     assert not any(name.startswith(("lm_head", "binary_head")) for name in names)
     assert read_config(checkpoint)["model"]["bert_no_binary_head"] is False

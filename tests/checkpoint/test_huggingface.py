@@ -10,14 +10,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from megatron.checkpoint import find_checkpoint, load_tensors, read_config, save_checkpoint
+from megatron.checkpoint import find_checkpoint, json_bytes, load_tensors, read_config, save_checkpoint
 from megatron.checkpoint.hub_names import merge, parameter_table, split
 from megatron.checkpoint.huggingface import from_huggingface, read_huggingface, to_huggingface
 from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining, BertForTask
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardedTensor, ShardSpec, initialize
+from megatron.mpu.sharding import initialize, parameter_pieces, whole_piece
 from tests.checkpoint.hub import CASES, TOKENS, assert_same_weights, hub_model, save_hub
 
 SINGLE = ParallelContext.single()
@@ -31,21 +31,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def our_model(checkpoint: Path) -> BertForPreTraining:
     """The model of a checkpoint, loaded as training does."""
     model = BertForPreTraining(model_from_dict(read_config(checkpoint)["model"]), SINGLE)
-    into = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
-    load_tensors(checkpoint / "model.safetensors", into, what="weights", context=SINGLE)
+    load_tensors(checkpoint, "model", parameter_pieces(model.named_parameters()), context=SINGLE)
     return model
 
 
 def save_ours(model: torch.nn.Module, config: ModelConfig, folder: Path, **more: Any) -> Path:
-    parameters = {name: ShardedTensor(tensor=p.data, shard=p.shard) for name, p in model.named_parameters()}
-    vocabulary = folder.parent / "words.txt"
-    vocabulary.write_text("".join(f"{token}\n" for token in TOKENS), encoding="utf-8")
-    arguments = {
-        "config": {"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}, **more},
-        "train_state": {"step": 1200, "consumed_samples": 38400},
-        "extra_files": {"vocab.txt": vocabulary},
+    described = {"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}, **more}
+    files = {
+        "config.json": json_bytes(described),
+        "train_state.json": json_bytes({"step": 1200, "consumed_samples": 38400}),
+        "vocab.txt": "".join(f"{token}\n" for token in TOKENS).encode(),
     }
-    return save_checkpoint(folder, 1200, model=parameters, optimizer={}, context=SINGLE, **arguments)
+    parameters = parameter_pieces(model.named_parameters())
+    return save_checkpoint(folder, 1200, model=parameters, optimizer=[], files=files, context=SINGLE)
 
 
 def inputs(model: transformers.PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -210,7 +208,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path, checkpoin
 def test_a_damaged_or_missing_checkpoint_is_not_exported(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         to_huggingface(tmp_path / "none", tmp_path / "out")
-    path = checkpoint / "iter_0000000" / "model.safetensors"
+    path = checkpoint / "iter_0000000" / "model-00000.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
@@ -235,14 +233,9 @@ def test_a_config_of_another_model_is_named(tmp_path: Path, change: Any, message
     save_checkpoint(
         tmp_path / "save",
         7,
-        model={
-            name: ShardedTensor(tensor=t, shard=ShardSpec(global_shape=tuple(t.shape)))
-            for name, t in hub.parameters.items()
-        },
-        optimizer={},
-        config={"model": change(to_dict(hub.model))},
-        train_state={},
-        extra_files={},
+        model=[whole_piece(name, tensor) for name, tensor in hub.parameters.items()],
+        optimizer=[],
+        files={"config.json": json_bytes({"model": change(to_dict(hub.model))}), "train_state.json": json_bytes({})},
         context=SINGLE,
     )
     with pytest.raises(UserError, match=message):

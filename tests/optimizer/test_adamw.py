@@ -47,20 +47,20 @@ def test_bf16_accumulates_in_fp32_and_keeps_masters() -> None:
     module = network().bfloat16()
     config = OptimizerConfig(lr=1e-5, weight_decay=0.0, clip_grad=0.0)
     optimizer = Optimizer([module], config, PrecisionConfig(bf16=True), ParallelContext.single())
-    before = {name: part.tensor.clone() for name, part in optimizer.weights().items()}
+    before = {piece.name: piece.tensor.clone() for piece in optimizer.weights()}
     for _ in range(3):
         optimizer.begin_step(2)
         for _ in range(2):
             losses(module, 0).backward()
         optimizer.step(1e-5)
-    for name, part in optimizer.weights().items():
-        moved = (part.tensor - before[name]).abs()
-        assert part.tensor.dtype == torch.float32 and 0 < moved.max() < 1e-4
+    for piece in optimizer.weights():
+        moved = (piece.tensor - before[piece.name]).abs()
+        assert piece.tensor.dtype == torch.float32 and 0 < moved.max() < 1e-4
     assert all(p.dtype == torch.bfloat16 for p in module.parameters())
     single = network().bfloat16()
     losses(single, 0).backward()
     name = "0.weight"
-    accumulated = optimizer.flat.views([bucket.gradients for bucket in optimizer.flat.buckets])[name]
+    accumulated = next(piece.tensor for piece in optimizer.gradients() if piece.name == name)
     torch.testing.assert_close(
         accumulated, 2 * dict(single.named_parameters())[name].grad.float(), rtol=0.02, atol=0.02
     )
@@ -92,8 +92,10 @@ def test_norm_is_that_of_fp64() -> None:
 def test_moments_and_weights_are_views_by_global_name() -> None:
     module = network()
     optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
-    weights = optimizer.weights()
+    weights = {piece.name: piece.tensor for piece in optimizer.weights()}
     assert set(weights) == {name for name, _ in module.named_parameters()}
-    assert set(optimizer.moments()) == {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in weights}
-    optimizer.load_weights(lambda tensors: tensors["0.bias"].tensor.fill_(3.0))
+    moments = [piece.name for piece in optimizer.moments()]
+    assert sorted(moments) == sorted(f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in weights)
+    weights["0.bias"].fill_(3.0)
+    optimizer.publish()
     assert torch.equal(module[0].bias, torch.full((7,), 3.0))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.checkpoint import find_checkpoint, read_config, to_huggingface
+from megatron.checkpoint import find_checkpoint, read_config, save_checkpoint, to_huggingface
 from megatron.errors import UserError
 from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import initialize
+from megatron.mpu.sharding import initialize, whole_piece
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.encode import encode
@@ -112,7 +112,7 @@ def test_losses_are_those_of_a_plain_torch_loop(config: FinetuneConfig, tmp_path
 def test_same_seed_same_bits_and_other_seed_other_run(config: FinetuneConfig, tmp_path: Path) -> None:
     first = records(config, tmp_path / "a")
     assert records(config, tmp_path / "b") == first
-    one, two = (next((tmp_path / run / "best").glob("iter_*")) / "model.safetensors" for run in "ab")
+    one, two = (next((tmp_path / run / "best").glob("iter_*")) / "model-00000.safetensors" for run in "ab")
     assert one.read_bytes() == two.read_bytes()
     assert (tmp_path / "a" / "dev_metrics.json").read_bytes() == (tmp_path / "b" / "dev_metrics.json").read_bytes()
     other = losses(changed(config, "tuning", seed=7), tmp_path / "c")
@@ -330,20 +330,15 @@ def test_fine_tuned_weights_can_be_tuned_on(config: FinetuneConfig, tmp_path: Pa
 
 
 def test_a_run_that_diverges_stops(config: FinetuneConfig, checkpoint: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder = write_checkpoint(tmp_path / "broken") / "iter_0000000"
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder / "model-00000.safetensors")
     weights["pooler.dense.bias"] = torch.full_like(weights["pooler.dense.bias"], float("nan"))
-    save_file(weights, folder / "model.safetensors")
-    (folder / "manifest.json").unlink()
-    rewrite_manifest(folder)
+    names = [path.name for path in folder.iterdir() if path.name not in ("manifest.json", "model-00000.safetensors")]
+    files = {name: (folder / name).read_bytes() for name in names}
+    pieces = [whole_piece(name, tensor) for name, tensor in weights.items()]
+    save_checkpoint(folder.parent, 0, model=pieces, optimizer=[], files=files, context=SINGLE)
     config = changed(config, "source", pretrained_checkpoint=str(folder))
     with pytest.raises(UserError, match="not finite in 50 steps in a row"):
         finetune(changed(config, "tuning", epochs=20, eval_interval=1000), SINGLE)
-
-
-def rewrite_manifest(folder: Path) -> None:
-    from megatron.checkpoint.files import write_manifest
-
-    write_manifest(folder, [path.name for path in folder.iterdir()])

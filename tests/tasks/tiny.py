@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron.checkpoint import save_checkpoint
+from megatron.checkpoint import json_bytes, save_checkpoint
 from megatron.config import ModelConfig, to_dict
 from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import ShardedTensor, initialize
+from megatron.mpu.sharding import initialize, parameter_pieces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
@@ -36,16 +36,16 @@ def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: st
     context = ParallelContext.single()
     model = BertForPreTraining(config, context)
     initialize(model, 1)
-    vocabulary = folder.parent / f"{folder.name}-vocab.txt"
-    vocabulary.write_text("".join(token + "\n" for token in TOKENS), encoding="utf-8")
     save_checkpoint(
         folder,
         0,
-        model={n: ShardedTensor(tensor=p.data, shard=p.shard) for n, p in model.named_parameters()},  # type: ignore
-        optimizer={},
-        config={"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}},
-        train_state={},
-        extra_files={"vocab.txt": vocabulary},
+        model=parameter_pieces(model.named_parameters()),
+        optimizer=[],
+        files={
+            "config.json": json_bytes({"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}}),
+            "train_state.json": json_bytes({}),
+            "vocab.txt": "".join(token + "\n" for token in TOKENS).encode(),
+        },
         context=context,
     )
     return folder

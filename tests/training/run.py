@@ -22,7 +22,7 @@ def config_of(folder: Path, **flags: Any) -> PretrainConfig:
 
 def train(folder: Path, **flags: Any) -> None:
     """`pretrain_bert.py` with flags; signal handlers are put back afterwards."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         pretrain(config_of(folder, **flags))
     finally:

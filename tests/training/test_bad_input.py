@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], list[str]]] = {
     "no usable documents for SOP": (one_sentence_documents, {}, ["--bert-no-binary-head"]),
     "missing vocabulary": (lambda f: (f / "vocab.txt").unlink(), {}, ["vocab.txt"]),
     "unwritable save folder": (lambda f: (f / "file").write_text("x"), {"save": "file/save"}, ["--save", "file/save"]),
-    "checkpoint of another model": (another_model, {"load": "other"}, ["another model", "word_embeddings"]),
+    "checkpoint of another model": (another_model, {"load": "other"}, ["not the run of", "--hidden-size"]),
     "checkpoint of another vocabulary": (other_vocabulary, {"load": "other"}, ["vocabulary", "vocab.txt"]),
     "nothing to load": (lambda f: None, {"load": "nowhere"}, ["--load", "nowhere"]),
     "batch that does not divide": (lambda f: None, {"global_batch_size": 12}, ["nearest: 8 or 16"]),
