@@ -155,7 +155,7 @@ def test_another_batch_or_data_is_another_run(corpus: Path, capsys: pytest.Captu
         with pytest.raises(UserError, match=f"not the run of the checkpoint: {message}.*--accept-changes"):
             train(corpus, **flags, **change)
     write_corpus(corpus, seed=3)  # the same files, another text
-    with pytest.raises(UserError, match="corpus 1 of --data-path: .* before, .* now"):
+    with pytest.raises(UserError, match="corpus 1 of train: .* before, .* now"):
         train(corpus, **flags)
     capsys.readouterr()
     train(corpus, **flags, accept_changes=True, global_batch_size=16, lr=2e-3)
