@@ -59,7 +59,7 @@ class IndexedDataset:
                 )
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: preprocess the corpus again")
-        self.dtype, sentences, entries = _read_header(index)
+        self.dtype, sentences, entries = read_header(index)
         raw = np.memmap(index, mode="r", dtype=np.uint8)
         lengths_at, pointers_at = HEADER.size, HEADER.size + 4 * sentences
         documents_at = pointers_at + 8 * sentences
@@ -195,7 +195,7 @@ def check_largest_token(prefix: str, largest: int, vocab_size: int) -> None:
         )
 
 
-def _read_header(index: Path) -> tuple[np.dtype, int, int]:
+def read_header(index: Path) -> tuple[np.dtype, int, int]:
     """Dtype, sentences and document entries of an .idx file, whose size is checked against them."""
     size = index.stat().st_size
     with index.open("rb") as file:

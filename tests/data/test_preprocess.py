@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def config(tmp_path: Path) -> PreprocessConfig:
 
 def outputs(config: PreprocessConfig) -> dict[str, bytes]:
     folder = Path(config.output_prefix).parent
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
 
 
 def command(config: PreprocessConfig) -> list[str]:
@@ -66,7 +67,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 def test_what_is_written(config: PreprocessConfig) -> None:
     preprocess(replace(config, input=(f"{config.input[0]}/a.jsonl",)))
     prefix = f"{config.output_prefix}_text_sentence"
-    assert sorted(outputs(config)) == [f"corpus_text_sentence.{part}" for part in ("bin", "idx", "json", "words")]
+    assert sorted(outputs(config)) == [
+        f"corpus_text_sentence.{part}" for part in ("bin", "idx", "json", "sources", "words")
+    ]
 
     tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file)
     dataset = IndexedDataset(prefix)
@@ -201,7 +204,9 @@ def test_nothing_to_write(config: PreprocessConfig, tmp_path: Path) -> None:
         ({"tokenizer_model": "x"}, "--tokenizer-model does not go with"),
         ({"segmenter": "none", "user_dict": "x"}, "--user-dict needs a segmenter"),
         ({"input": ("/absent.jsonl",)}, "no such file"),
-        ({"output_prefix": "/proc/nowhere/corpus"}, "cannot write /proc/nowhere/corpus_text_sentence"),
+        ({"output_prefix": "/proc/nowhere/corpus"}, "cannot write /proc/nowhere/corpus.shards"),
+        ({"shard": "0/3"}, "--shard 0/3: give I/N"),
+        ({"shard": "3/3"}, "--shard 3/3: the input divides into 2 parts at most"),
     ],
 )
 def test_wrong_options(config: PreprocessConfig, changes: dict[str, object], message: str) -> None:
@@ -262,16 +267,47 @@ def running(config: PreprocessConfig) -> subprocess.Popen[str]:
     )  # fmt: skip
     assert process.stdout is not None
     assert any("ETA" in line for line in process.stdout)
-    assert outputs(config)
     return process
 
 
-def test_ctrl_c_leaves_nothing(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
-    os.killpg(running.pid, signal.SIGINT)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_stopped_run_goes_on(
+    config: PreprocessConfig, running: subprocess.Popen[str], number: signal.Signals, code: int
+) -> None:
+    os.killpg(running.pid, number)
     _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert stderr == "preprocess_data.py: interrupted\n"
+    assert running.returncode == code
+    first, second = stderr.splitlines()
+    assert re.match(
+        r"stopped: no output was written; \d+ finished shards are in .*/corpus.shards, .*same command", first
+    )
+    assert second == "preprocess_data.py: interrupted"
     assert outputs(config) == {}
+    Path(config.input[0], "long.jsonl").unlink()
+    check_goes_on(config)
+
+
+def check_goes_on(config: PreprocessConfig) -> None:
+    """What is left of a run is used by the next one, which writes what a run in one piece writes."""
+    left = sorted(Path(f"{config.output_prefix}.shards").glob("*.json"))
+    assert left
+    done = subprocess.run(command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"going on: {len(left)} finished shards" in done.stdout
+    written = outputs(config)
+    for path in Path(config.output_prefix).parent.iterdir():
+        assert path.is_file()
+        path.unlink()
+    preprocess(config)
+    assert outputs(config) == written
+
+
+def test_a_killed_run_goes_on(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    assert outputs(config) == {}
+    Path(config.input[0], "long.jsonl").unlink()
+    check_goes_on(config)
 
 
 def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
@@ -287,6 +323,7 @@ def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subproce
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 2
     assert stderr.startswith("preprocess_data.py: error: a worker process died")
+    assert "the same command goes on" in stderr
     assert outputs(config) == {}
 
 

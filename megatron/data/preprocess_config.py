@@ -1,0 +1,81 @@
+"""The options of `tools/preprocess_data.py`, and which of them decide what is written."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from megatron.errors import UserError
+
+HOW = ("workers", "log_interval", "shard")
+"""Options that never change what is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Preprocessing"""
+
+    input: tuple[str, ...]
+    """Files, folders or globs: .jsonl and .json (one object a line), .txt (a blank line between documents), and each
+    with .gz or .zst."""
+    json_keys: tuple[str, ...] = ("text",)
+    """Keys of the JSON objects to take; each gives its own output."""
+    output_prefix: str
+    """Output path without the ending `_KEY_sentence.bin`."""
+    tokenizer_type: Literal["BertWordPieceCase", "BertWordPieceLowerCase", "SentencePieceTokenizer"]
+    """Kind of the tokenizer."""
+    vocab_file: str | None = None
+    """vocab.txt of a WordPiece tokenizer."""
+    tokenizer_model: str | None = None
+    """SentencePiece model."""
+    split_sentences: bool = False
+    """Split documents into sentences (needed for the sentence-order task); else a document is one sentence."""
+    segmenter: Literal["none", "jieba", "rjieba"] = "none"
+    """Word segmentation for whole-word masking of Chinese. Without it every Chinese character is a word."""
+    user_dict: str | None = None
+    """jieba user dictionary: lines WORD [FREQUENCY] [TAG]."""
+    skip_bad_lines: bool = False
+    """Leave malformed lines out and count them; by default the first one stops the run."""
+    workers: int = 1
+    """Worker processes."""
+    shard: str | None = None
+    """I/N: only the I-th of N parts of the input, from 1/N to N/N, for array jobs; tools/merge_datasets.py merges them.
+    A compressed file is never divided between parts."""
+    log_interval: int = 1000
+    """Documents between two progress lines; there is at most one a second."""
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """I and N of `shard`. Raises `UserError` where it is malformed."""
+        if self.shard is None:
+            return None
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise UserError(f"--shard {self.shard}: give I/N, a part from 1/N to N/N, such as 3/16")
+        return int(found[1]), int(found[2])
+
+    def prefixes(self) -> tuple[str, ...]:
+        """Prefix of the output of each key."""
+        level = "sentence" if self.split_sentences else "document"
+        return tuple(f"{self.base}_{key}_{level}" for key in self.json_keys)
+
+    @property
+    def base(self) -> str:
+        """The output prefix, which names the part if there is one."""
+        return self.output_prefix if self.part is None else "{}-{:05}-of-{:05}".format(self.output_prefix, *self.part)
+
+    def recipe(self) -> dict[str, Any]:
+        """The options that decide what is written."""
+        return {name: value for name, value in asdict(self).items() if name not in HOW}
+
+
+def check_preprocess_config(config: PreprocessConfig, paths: Sequence[str]) -> None:
+    """Raise `UserError` for options that are out of range or do not go together, or with the input files."""
+    for name in ("workers", "log_interval"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    if len(set(config.json_keys)) != len(config.json_keys) or not config.json_keys:
+        raise UserError("--json-keys must name every key once")
+    if len(config.json_keys) > 1 and any(".txt" in os.path.basename(path)[-8:] for path in paths):
+        raise UserError("several --json-keys do not go with .txt files, which hold one text a document")
