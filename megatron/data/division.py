@@ -124,19 +124,21 @@ def spool(shard: Shard, size: int, folder: Path, finished: Callable[[Shard], Sha
     lines = stop = taken = 0
     try:
         with open_text(shard.path, 0, shard.disk_bytes) as (stream, position):
-            while stop == 0 or stream.peek(1):
+            last = False
+            while not last:
                 piece = replace(shard, start=stop, stop=0, lines_before=lines)
                 spooled = folder / f"{shard.file:06}-{stop:015}.text" if finished(piece) is None else None
                 chunks = _documents(stream, size, text=is_plain_text(shard.path))
                 for chunk in _written(chunks, spooled):
                     stop += len(chunk)
                     lines += chunk.count(b"\n")
+                last = not stream.peek(1)
                 yield replace(
                     piece,
                     stop=stop,
                     disk_bytes=position() - taken,
                     spooled=None if spooled is None else str(spooled),
-                    last=not stream.peek(1),
+                    last=last,
                 )
                 taken = position()
     except UNREADABLE as error:

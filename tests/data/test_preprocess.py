@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron.data import division
 from megatron.data.indexed import IndexedDataset
 from megatron.data.preprocess import PreprocessConfig, preprocess
 from megatron.data.segmenter import load_segmenter
@@ -106,6 +110,74 @@ def test_the_number_of_workers_does_not_matter(config: PreprocessConfig) -> None
     one = outputs(config)
     preprocess(replace(config, workers=2, log_interval=7))
     assert outputs(config) == one
+
+
+def test_shards_and_interruptions_do_not_matter(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "divided"
+    folder.mkdir()
+    lines = "".join(json.dumps({"text": f"{text}{i % 7}"}) + "\n" for i in range(300) for text in TEXTS)
+    (folder / "a.jsonl").write_text(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode(), compresslevel=0))
+    (folder / "c.txt").write_bytes("我们在动物园\n\n".encode() * 500 + b"\xff\n\n" + "你好\n\n".encode() * 500)
+    config = replace(config, input=(str(folder),), skip_bad_lines=True, segmenter="none")
+    preprocess(config)
+    whole = outputs(config)
+    assert "c.txt:1001: not UTF-8" in capsys.readouterr().err
+
+    monkeypatch.setattr(division, "SMALLEST_SHARD", 1 << 13)
+    with pytest.raises(UserError, match=r"c.txt:1001: not UTF-8.*; no output was written; \d+ finished shards"):
+        preprocess(replace(config, skip_bad_lines=False, workers=2))
+    assert outputs(config) == whole
+    work = Path(f"{config.output_prefix}.shards")
+    records = sorted(work.glob("*.json"))
+    assert len(records) > 10
+    for number, record in enumerate(records):
+        assert (record.stat().st_size > 0) and not list(work.glob("*.tmp*"))
+        if number % 3 == 0:
+            record.unlink()
+    capsys.readouterr()
+    preprocess(config)
+    assert f"going on: {len(records) - len(records[::3])} finished shards" in capsys.readouterr().out
+    assert outputs(config) == whole
+    assert not work.exists()
+
+
+def test_other_options_start_over(config: PreprocessConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(config.input[0], "z.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="2 finished shards"):
+        preprocess(config)
+    Path(config.input[0], "z.jsonl").unlink()
+    preprocess(replace(config, segmenter="none"))
+    assert "2 shards of other inputs, options or code were in" in capsys.readouterr().out
+    other = outputs(config)
+    preprocess(config)
+    assert outputs(config) != other
+
+
+def test_two_runs_at_once_are_refused(config: PreprocessConfig) -> None:
+    work = Path(f"{config.output_prefix}.shards")
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process preprocesses into"):
+            preprocess(config)
+
+
+def test_a_full_disk_is_an_error(config: PreprocessConfig) -> None:
+    Path(config.input[0], "c.txt").write_text("我们在动物园。" * 20_000, encoding="utf-8")
+    # A file may not grow beyond this: to a writer the same as a disk that is full.
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+    done = subprocess.run(
+        command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"preprocess_data.py: error: cannot write .*: File too large; no output was written; 2 finished shards.*\n",
+        done.stderr,
+    )
+    assert outputs(config) == {}
 
 
 def test_one_output_a_key(config: PreprocessConfig) -> None:
