@@ -85,6 +85,8 @@ setup(
         "tyro>=1.0",
         "pyyaml>=6.0",
         "zstandard>=0.23",
+        "orjson>=3.10",
+        "isal>=1.7",
         "jieba>=0.42",
         "rjieba>=0.2",
         'tomli>=2.0; python_version < "3.11"',

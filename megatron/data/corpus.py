@@ -11,12 +11,13 @@ import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import orjson
 import zstandard
+from isal import igzip, isal_zlib
 
 from megatron.errors import UserError
 
@@ -33,7 +34,7 @@ LONGEST_DOCUMENT = 1 << 24
 """A longer document of a .txt file is cut at a line end: a file without blank lines must not fill the memory."""
 
 TextStream = io.BufferedReader | gzip.GzipFile
-UNREADABLE = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+UNREADABLE: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error, zstandard.ZstdError)  # type: ignore[assignment]
 """What reading and decompressing a file may raise."""
 
 
@@ -157,7 +158,7 @@ def open_text(path: str, start: int, stop: int) -> Iterator[tuple[TextStream, Ca
         raw = _Range(file, stop - start)
         stream: TextStream = io.BufferedReader(_ZstandardReader(raw) if path.endswith(".zst") else raw, READ_BYTES)
         if path.endswith(".gz"):
-            stream = gzip.GzipFile(fileobj=stream)
+            stream = igzip.GzipFile(fileobj=stream)
         yield stream, lambda: raw.position
 
 
@@ -239,6 +240,11 @@ def parse_documents(block: Block, keys: Sequence[str]) -> tuple[list[tuple[str, 
     paragraph: list[str] = []
     text = is_plain_text(block.path)
     for number, line in enumerate(block.lines, block.first_line):
+        texts = None if text or line is None else _fast_texts(line, keys)
+        if texts is not None:
+            documents.append(texts)
+            numbers.append(number)
+            continue
         try:
             content = _decode(line, first=number == 1)
             if text and content:
@@ -266,6 +272,23 @@ def _decode(line: bytes | None, *, first: bool) -> str:
     except UnicodeDecodeError as error:
         hint = "; the file looks like UTF-16" if first and line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise ValueError(f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x}){hint}") from None
+
+
+def _fast_texts(line: bytes, keys: Sequence[str]) -> tuple[str, ...] | None:
+    """What `_texts` gives for a well-formed line; None for one that it must look at, if only to say what is wrong."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if type(record) is not dict:
+        return None
+    texts = []
+    for key in keys:
+        text = record.get(key)
+        if type(text) is not str:
+            return None
+        texts.append(text)
+    return tuple(texts)
 
 
 def _texts(content: str, keys: Sequence[str]) -> tuple[str, ...]:

@@ -210,6 +210,8 @@ def lines_before(shard: Shard) -> int:
 def _has_tokens(texts: Sequence[str], column: Column, encode: Callable[[Sequence[str]], Column]) -> NDArray[np.bool_]:
     """Bool [texts]: which documents the column holds. It leaves out those without a token, found among the shortest."""
     found = np.ones(len(texts), dtype=bool)
+    if column.counts.documents == len(texts):
+        return found
     for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
         if found.sum() == column.counts.documents:
             break
