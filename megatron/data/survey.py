@@ -1,0 +1,56 @@
+"""A first pass over a corpus for cleaning that must know all of it: duplicate documents and boilerplate lines.
+
+Workers leave hashes of the documents and lines of each shard beside it; from those of all shards, in order, follows
+which documents each shard must leave out, and which lines are boilerplate. The second pass encodes what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from megatron.data.cleaning import chinese_share, count_lines, make_character_cleaner
+from megatron.data.division import Shard
+from megatron.data.duplicates import hash_texts, signatures
+from megatron.data.preprocess_config import PreprocessConfig
+from megatron.data.progress import make_progress
+from megatron.data.shard_store import Record, ShardStore
+from megatron.data.shards import read_documents
+from megatron.errors import UserError
+
+
+def make_surveyor(config: PreprocessConfig, store: ShardStore) -> Callable[[Shard], Record]:
+    """A function that leaves the hashes of a shard in the store: of each document that is not empty and Chinese enough.
+
+    It raises `UserError` as the encoder of shards does.
+    """
+    clean = make_character_cleaner(config.normalize, config.simplify)
+    progress = make_progress(store.folder)
+
+    def survey(shard: Shard) -> Record:
+        columns: list[list[str]] = [[] for _ in config.json_keys]
+        lines = skipped = 0
+        for documents, _, block_lines, bad in read_documents(shard, config, progress):
+            lines += block_lines
+            skipped += len(bad)
+            for i, column in enumerate(columns):
+                column += [clean(document[i]).strip() for document in documents]
+        for i, column in enumerate(columns):
+            compared = [bool(text) and chinese_share(text) >= config.min_chinese_share for text in column]
+            texts = [text for text, keep in zip(column, compared, strict=True) if keep]
+            arrays = {"compared": np.array(compared, dtype=bool)}
+            if config.drop_duplicates:
+                arrays["hashes"] = hash_texts(texts)
+            if config.drop_near_duplicates is not None:
+                arrays["signatures"] = signatures(texts)
+            if config.drop_boilerplate is not None:
+                arrays["lines"] = count_lines(texts)
+            try:
+                for name, array in arrays.items():
+                    np.save(f"{store.prefix(shard, i)}.{name}.npy", array)
+            except OSError as error:
+                raise UserError(f"cannot write {store.folder}: {error.strerror}") from None
+        return store.finish(shard, lines, skipped, (), (), ())
+
+    return survey
