@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from megatron.data.encode import Counts
 from megatron.data.join import Part, join_datasets
 from megatron.data.preprocess_config import PreprocessConfig, check_preprocess_config
 from megatron.data.progress import make_progress, progress_lines
+from megatron.data.ray_cluster import ray_map
 from megatron.data.segmenter import load_segmenter
 from megatron.data.shard_store import LOCK, SHOWN_BAD_LINES, Record, ShardStore, file_key, lines_before
 from megatron.data.shards import make_shard_encoder
@@ -129,12 +130,20 @@ def _work_on_missing(
 
     with (
         progress_lines(store.folder, disk_bytes, config.log_interval),
-        closing(ordered_map(make, missing(), workers=config.workers)) as records,
+        closing(_map(make, missing(), config)) as records,
     ):
         for _ in records:
             pass
     finished = [(shard, store.read(shard)) for shard in divided]
     return [(shard, record) for shard, record in finished if record is not None]
+
+
+def _map(
+    make: Callable[[], Callable[[Shard], Record]], shards: Iterable[Shard], config: PreprocessConfig
+) -> Generator[Record, None, None]:
+    if config.ray is None:
+        return ordered_map(make, shards, workers=config.workers)
+    return ray_map(make, shards, workers=config.workers, address=config.ray)
 
 
 def _write_outputs(

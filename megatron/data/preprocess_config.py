@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from megatron.errors import UserError
 
-HOW = ("workers", "log_interval", "shard")
+HOW = ("workers", "log_interval", "shard", "ray")
 """Options that never change what is written."""
 
 
@@ -53,6 +53,9 @@ class PreprocessConfig:
     """Leave malformed lines out and count them; by default the first one stops the run."""
     workers: int = 1
     """Worker processes."""
+    ray: str | None = None
+    """Address of a Ray cluster (auto, or HOST:PORT) that runs the workers, with one CPU each; all its nodes must see the
+    files under the same paths (needs the package ray)."""
     shard: str | None = None
     """I/N: only the I-th of N parts of the input, from 1/N to N/N, for array jobs; tools/merge_datasets.py merges them.
     A compressed file is never divided between parts."""
