@@ -165,6 +165,7 @@ def _write_outputs(
             removed_total.add(record.removed[i])
     for key, total in zip(config.json_keys, totals, strict=True):
         if total.tokens == 0:
+            shutil.rmtree(store.folder)  # no run can use it
             raise UserError(f"no text under key {key!r} in {', '.join(config.input)}")
     for i, (key, prefix, total) in enumerate(zip(config.json_keys, config.prefixes(), totals, strict=True)):
         parts = [

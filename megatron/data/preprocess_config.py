@@ -54,7 +54,7 @@ class PreprocessConfig:
     workers: int = 1
     """Worker processes."""
     ray: str | None = None
-    """Address of a Ray cluster (auto, or HOST:PORT) that runs the workers, with one CPU each; all its nodes must see the
+    """Address of a Ray cluster (auto, or HOST:PORT) that runs the workers, of one CPU each; all its nodes must see the
     files under the same paths (needs the package ray)."""
     shard: str | None = None
     """I/N: only the I-th of N parts of the input, from 1/N to N/N, for array jobs; tools/merge_datasets.py merges them.

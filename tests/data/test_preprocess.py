@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from megatron.data import division
 from megatron.data.indexed import IndexedDataset
 from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.provenance import source_of
 from megatron.data.segmenter import load_segmenter
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
@@ -178,6 +180,46 @@ def test_a_full_disk_is_an_error(config: PreprocessConfig) -> None:
         done.stderr,
     )
     assert outputs(config) == {}
+
+
+@pytest.mark.parametrize("size", [1 << 23, 1 << 12], ids=["read by a worker", "divided by the reader"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_archives(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, suffix: str
+) -> None:
+    monkeypatch.setattr(division, "SMALLEST_SHARD", size)
+    content = "".join(json.dumps({"text": f"{i * i}"}) + "\n" for i in range(3000)).encode()
+    packed = gzip.compress(content) if suffix == ".gz" else zstandard.ZstdCompressor().compress(content)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(packed[:-9])
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix} is truncated or damaged after line \d+"):
+        preprocess(replace(config, input=(str(path),), skip_bad_lines=True))
+    assert outputs(config) == {}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_endless_line_is_skipped(config: PreprocessConfig, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    content = b'{"text": "\xe6\x88\x91"}\n' + b"x" * (100 << 20) + b'\n{"text": "\xe4\xbd\xa0"}\n'
+    path.write_bytes(content if suffix == "" else gzip.compress(content, compresslevel=1))
+    config = replace(config, input=(str(path),))
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}:2: longer than 32 MiB"):
+        preprocess(config)
+    preprocess(replace(config, skip_bad_lines=True))
+    prefix = f"{config.output_prefix}_text_sentence"
+    assert [source_of(prefix, document)[1] for document in range(2)] == [1, 3]
+
+
+def test_empty_files_and_nul_bytes(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "nul.txt").write_bytes("我\0们\n\n\0\n\n好".encode())
+    config = replace(config, input=(f"{tmp_path}/empty.txt", f"{tmp_path}/nul.txt"))
+    with pytest.raises(UserError, match="no text under key 'text' in .*; nothing was written"):
+        preprocess(replace(config, input=config.input[:1]))
+    assert not Path(config.output_prefix).parent.exists() or outputs(config) == {}
+    preprocess(config)
+    prefix = f"{config.output_prefix}_text_sentence"
+    assert [source_of(prefix, document) for document in range(2)] == [(config.input[1], 1), (config.input[1], 5)]
 
 
 def test_one_output_a_key(config: PreprocessConfig) -> None:
