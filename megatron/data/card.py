@@ -42,6 +42,7 @@ def make_card(
         options=config.recipe(),
         versions=versions(config),
         part=config.shard,
+        surveyed=f"each of {config.part[1]} parts" if config.part and config.needs_survey else None,
         files=files,
     )
 
@@ -79,6 +80,7 @@ def merge_cards(cards: Mapping[str, Card]) -> Card:
         options=_shared([card["options"] for card in cards.values()]),
         versions=_shared([card["versions"] for card in cards.values()]),
         part=None,
+        surveyed=first.get("surveyed"),
         files=merged_files([card["files"] for card in cards.values()]),
     )
 
@@ -139,6 +141,7 @@ def _card(
     options: Mapping[str, Any],
     versions: Mapping[str, Any],
     part: str | None,
+    surveyed: str | None,
     files: Sequence[str],
 ) -> Card:
     return {
@@ -156,6 +159,8 @@ def _card(
         "options": dict(options),
         "versions": dict(versions),
         **({} if part is None else {"part": part}),
+        # What duplicates and boilerplate were looked for in, if not in all of the input.
+        **({} if surveyed is None else {"surveyed": surveyed}),
         "files": list(files),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -69,11 +68,9 @@ def lines_of(text: str) -> list[str]:
     return [stripped for line in text.splitlines() if (stripped := line.strip())]
 
 
-def count_lines(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """Uint64 [2, lines]: hashes of the lines that stand in at least two of the documents, and in how many."""
-    counts = Counter(line for text in texts for line in set(lines_of(text)))
-    repeated = {line: count for line, count in counts.items() if count > 1}
-    return np.stack([hash_texts(list(repeated))[:, 0], np.array(list(repeated.values()), dtype=np.uint64)])
+def hash_lines(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Hashes of the lines of each document, every line once, uint64 [lines]."""
+    return hash_texts([line for text in texts for line in set(lines_of(text))])[:, 0]
 
 
 def remove_lines(text: str, boilerplate: frozenset[int]) -> tuple[str, int]:

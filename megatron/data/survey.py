@@ -6,11 +6,12 @@ which documents each shard must leave out, and which lines are boilerplate. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from megatron.data.cleaning import chinese_share, count_lines, make_character_cleaner
+from megatron.data.cleaning import chinese_share, hash_lines, make_character_cleaner
 from megatron.data.division import Shard
 from megatron.data.duplicates import hash_texts, signatures
 from megatron.data.preprocess_config import PreprocessConfig
@@ -29,28 +30,40 @@ def make_surveyor(config: PreprocessConfig, store: ShardStore) -> Callable[[Shar
     progress = make_progress(store.folder)
 
     def survey(shard: Shard) -> Record:
-        columns: list[list[str]] = [[] for _ in config.json_keys]
+        blocks: list[list[dict[str, np.ndarray]]] = [[_survey_texts([], config)] for _ in config.json_keys]
         lines = skipped = 0
         for documents, _, block_lines, bad in read_documents(shard, config, progress):
             lines += block_lines
             skipped += len(bad)
-            for i, column in enumerate(columns):
-                column += [clean(document[i]).strip() for document in documents]
-        for i, column in enumerate(columns):
-            compared = [bool(text) and chinese_share(text) >= config.min_chinese_share for text in column]
-            texts = [text for text, keep in zip(column, compared, strict=True) if keep]
-            arrays = {"compared": np.array(compared, dtype=bool)}
-            if config.drop_duplicates:
-                arrays["hashes"] = hash_texts(texts)
-            if config.drop_near_duplicates is not None:
-                arrays["signatures"] = signatures(texts)
-            if config.drop_boilerplate is not None:
-                arrays["lines"] = count_lines(texts)
+            for i, arrays in enumerate(blocks):
+                arrays.append(_survey_texts([clean(document[i]).strip() for document in documents], config))
+        for i, arrays in enumerate(blocks):
             try:
-                for name, array in arrays.items():
-                    np.save(f"{store.prefix(shard, i)}.{name}.npy", array)
+                for name in arrays[0]:
+                    whole = np.concatenate([block[name] for block in arrays])
+                    np.save(f"{store.prefix(shard, i)}.{name}.npy", _repeated(whole) if name == "lines" else whole)
             except OSError as error:
                 raise UserError(f"cannot write {store.folder}: {error.strerror}") from None
         return store.finish(shard, lines, skipped, (), (), ())
 
     return survey
+
+
+def _survey_texts(texts: Sequence[str], config: PreprocessConfig) -> dict[str, np.ndarray]:
+    """Whether each document is compared, bool [texts]; of those that are, hashes, signatures and lines, as asked."""
+    compared = [bool(text) and chinese_share(text) >= config.min_chinese_share for text in texts]
+    texts = [text for text, keep in zip(texts, compared, strict=True) if keep]
+    arrays: dict[str, np.ndarray] = {"compared": np.array(compared, dtype=bool)}
+    if config.drop_duplicates:
+        arrays["hashes"] = hash_texts(texts)
+    if config.drop_near_duplicates is not None:
+        arrays["signatures"] = signatures(texts)
+    if config.drop_boilerplate is not None:
+        arrays["lines"] = hash_lines(texts)
+    return arrays
+
+
+def _repeated(lines: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Uint64 [2, lines]: the hashes that occur at least twice, and how often."""
+    values, counts = np.unique(lines, return_counts=True)
+    return np.stack([values[counts > 1], counts[counts > 1].astype(np.uint64)])

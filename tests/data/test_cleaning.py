@@ -14,6 +14,7 @@ from megatron.data import division
 from megatron.data.cleaning import chinese_share
 from megatron.data.duplicates import find_duplicates, find_near_duplicates, hash_texts, signatures
 from megatron.data.indexed import IndexedDataset
+from megatron.data.merge import MergeConfig, merge_datasets
 from megatron.data.preprocess import PreprocessConfig, preprocess
 from megatron.data.provenance import source_of
 from megatron.data.tokenizer import SPECIAL_TOKENS
@@ -161,6 +162,19 @@ def test_workers_shards_and_interruptions_do_not_matter(
     monkeypatch.setattr(division, "SMALLEST_SHARD", 1 << 12)
     preprocess(replace(config, workers=1))
     assert {path.name: path.read_bytes() for path in original.iterdir()} == one
+
+
+def test_parts_are_surveyed_alone(config: PreprocessConfig) -> None:
+    write(config, ["一", "一"], ["一", "二"])
+    for part in ("1/2", "2/2"):
+        preprocess(replace(config, drop_duplicates=True, shard=part))
+    folder = Path(config.output_prefix).parent
+    merge_datasets(MergeConfig(input=(str(folder),), output_prefix=f"{folder}/merged"))
+    card = json.loads((folder / "merged.json").read_text())
+    assert card["documents"] == 3
+    assert card["removed"]["duplicate_documents"] == 1
+    assert card["surveyed"] == "each of 2 parts"
+    assert "part" not in card
 
 
 def broken_encoder(*arguments: object) -> None:
