@@ -13,6 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -318,7 +319,8 @@ class IndexedWriter:
     def abort(self) -> None:
         """Remove what is unfinished; harmless after `finish`."""
         for part, file in self._files.items():
-            file.close()
+            with suppress(OSError):  # a full disk says so once more
+                file.close()
             Path(self._temporary(part)).unlink(missing_ok=True)
         self._files = {}
 
