@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,9 @@ import numpy as np
 from megatron.data.card import merge_cards, merged_files, read_card, summary, write_card
 from megatron.data.indexed import IndexedDataset
 from megatron.data.join import Part, join_datasets
+from megatron.data.progress import copy_progress
 from megatron.data.provenance import LINE_BITS, read_sources
 from megatron.errors import UserError
-
-INTERVAL = 5.0
-"""Seconds between two progress lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,28 +82,6 @@ def find_datasets(inputs: Sequence[str]) -> list[str]:
         if os.path.realpath(prefix) in {os.path.realpath(other) for other in prefixes[:i]}:
             raise UserError(f"--input names {prefix} twice; its documents would count double")
     return prefixes
-
-
-def copy_progress(total: int) -> Callable[[int], None]:
-    """A function that is told of bytes as they are copied, and prints share, rate and time left of `total`."""
-    started = printed = time.monotonic()
-    done = 0
-
-    def copied(count: int) -> None:
-        nonlocal done, printed
-        done += count
-        now = time.monotonic()
-        if now - printed >= INTERVAL:
-            printed = now
-            rate = done / (now - started)
-            left = int((total - done) / rate)
-            print(
-                f"copied {done / 1e6:,.1f} MB | {rate / 1e6:,.1f} MB/s | {100 * done / total:.1f} % | "
-                f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}",
-                flush=True,
-            )
-
-    return copied
 
 
 def _all_or_none(prefixes: Sequence[str], present: Sequence[bool], suffix: str) -> bool:

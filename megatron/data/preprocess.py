@@ -25,9 +25,10 @@ from megatron.data.decisions import decide
 from megatron.data.division import Shard, divide, is_large, part_of, shard_bytes, spool
 from megatron.data.duplicates import signatures
 from megatron.data.encode import Counts
+from megatron.data.indexed import token_dtype
 from megatron.data.join import Part, join_datasets
 from megatron.data.preprocess_config import PreprocessConfig, check_preprocess_config
-from megatron.data.progress import make_progress, progress_lines
+from megatron.data.progress import copy_progress, make_progress, progress_lines
 from megatron.data.ray_cluster import ray_map
 from megatron.data.segmenter import load_segmenter
 from megatron.data.shard_store import LOCK, SHOWN_BAD_LINES, Record, ShardStore, file_key, lines_before
@@ -173,7 +174,8 @@ def _write_outputs(
             for (shard, record), lines in zip(finished, before, strict=True)
             if record.counts[i].documents
         ]
-        join_datasets(parts, prefix, words=True, sources=True)
+        copied = copy_progress(total.tokens * token_dtype(tokenizer.vocab_size).itemsize)
+        join_datasets(parts, prefix, words=True, sources=True, copied=copied)
         card = make_card(config, key, tokenizer, total, removed[i], skipped, paths)
         write_card(prefix, card)
         print(summary(prefix, card), flush=True)

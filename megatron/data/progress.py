@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 INTERVAL = 1.0
-"""Seconds between two lines, at least."""
+COPY_INTERVAL = 5.0
+"""Seconds between two lines, at least; of copying, which is quick."""
 _COUNTS = struct.Struct("<4q")
 
 Progress = Callable[[int, int, int, int], None]
@@ -62,6 +63,27 @@ def progress_lines(folder: Path, disk_bytes: int, documents: int) -> Iterator[No
         thread.join()
 
 
+def copy_progress(total: int) -> Callable[[int], None]:
+    """A function that is told of bytes as they are copied, and prints share, rate and time left of `total`."""
+    started = printed = time.monotonic()
+    done = 0
+
+    def copied(count: int) -> None:
+        nonlocal done, printed
+        done += count
+        now = time.monotonic()
+        if now - printed >= COPY_INTERVAL:
+            printed = now
+            rate = done / (now - started)
+            print(
+                f"copied {done / 1e6:,.1f} MB | {rate / 1e6:,.1f} MB/s | {100 * done / total:.1f} % | "
+                f"ETA {_clock((total - done) / rate)}",
+                flush=True,
+            )
+
+    return copied
+
+
 def _read(folder: Path) -> list[int]:
     contents = (path.read_bytes() for path in folder.glob("*.progress"))
     counts = [_COUNTS.unpack(content) for content in contents if len(content) == _COUNTS.size]
@@ -71,9 +93,14 @@ def _read(folder: Path) -> list[int]:
 def _line(counts: list[int], seconds: float, disk_bytes: int) -> str:
     documents, text_bytes, read_bytes, done_before = counts
     share = (done_before + read_bytes) / max(1, disk_bytes)
-    left = int(seconds * max(0, disk_bytes - done_before - read_bytes) / read_bytes) if read_bytes else 0
+    left = seconds * max(0, disk_bytes - done_before - read_bytes) / read_bytes if read_bytes else 0
     return (
         f"{documents:,} documents | {text_bytes / 1e6:,.1f} MB | {text_bytes / 1e6 / seconds:.2f} MB/s | "
         f"{documents / seconds:,.0f} documents/s | {100 * share:.1f} % | "
-        f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        f"ETA {_clock(left)}"
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
