@@ -61,6 +61,7 @@ def version() -> str:
 
 TRANSFORMERS = ["transformers>=5.0"]
 TENSORBOARD = ["tensorboard>=2.18"]
+CLEANING = ["opencc>=1.1", "rensa>=0.5"]
 
 ParallelCompile("MAX_JOBS").install()
 setup(
@@ -85,6 +86,8 @@ setup(
         "tyro>=1.0",
         "pyyaml>=6.0",
         "zstandard>=0.23",
+        "orjson>=3.10",
+        "isal>=1.7",
         "jieba>=0.42",
         "rjieba>=0.2",
         'tomli>=2.0; python_version < "3.11"',
@@ -93,6 +96,8 @@ setup(
         "quickstart": ["snownlp>=0.12.3", "matplotlib>=3.9", *TRANSFORMERS],
         "transformers": TRANSFORMERS,
         "tensorboard": TENSORBOARD,
+        "cleaning": CLEANING,
+        "ray": ["ray>=2.40"],
         "wandb": ["wandb>=0.19"],
         "dev": [
             "pytest>=8.0",
@@ -106,6 +111,7 @@ setup(
             "types-pyyaml",
             *TRANSFORMERS,
             *TENSORBOARD,
+            *CLEANING,
         ],
     },
 )

@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -60,7 +61,7 @@ class IndexedDataset:
                 )
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: preprocess the corpus again")
-        self.dtype, sentences, entries = _read_header(index)
+        self.dtype, sentences, entries = read_header(index)
         with index.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         raw = np.frombuffer(mapped, np.uint8)
@@ -199,7 +200,7 @@ def check_largest_token(prefix: str, largest: int, vocab_size: int) -> None:
         )
 
 
-def _read_header(index: Path) -> tuple[np.dtype, int, int]:
+def read_header(index: Path) -> tuple[np.dtype, int, int]:
     """Dtype, sentences and document entries of an .idx file, whose size is checked against them."""
     size = index.stat().st_size
     with index.open("rb") as file:
@@ -322,7 +323,8 @@ class IndexedWriter:
     def abort(self) -> None:
         """Remove what is unfinished; harmless after `finish`."""
         for part, file in self._files.items():
-            file.close()
+            with suppress(OSError):  # a full disk says so once more
+                file.close()
             Path(self._temporary(part)).unlink(missing_ok=True)
         self._files = {}
 

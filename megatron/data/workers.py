@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from megatron.errors import UserError
@@ -28,7 +29,7 @@ def ordered_map(
 
     `make` runs once in each process. At most two items a worker are under way, whatever their number. An exception of
     the function is raised here in its turn; a process that died is a `UserError`. Close the iterator to end the
-    processes early. They end with this process too, and leave Ctrl-C to it.
+    processes early, in the middle of an item. They end with this process too, and leave Ctrl-C and SIGTERM to it.
     """
     context = multiprocessing.get_context("spawn")
     idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -68,7 +69,7 @@ def ordered_map(
             yield under_way.popleft().result()
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
         threads.shutdown(cancel_futures=True)
         for process in processes:
             process.join()
@@ -77,6 +78,7 @@ def ordered_map(
 def _work(make: Callable[[], Callable[[Item], Result]], connection: Connection) -> None:
     # One process, one core: the tokenizers library would start threads of its own.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     function: Callable[[Item], Result] | None = None
     while True:
         try:
@@ -97,11 +99,18 @@ def _work(make: Callable[[], Callable[[Item], Result]], connection: Connection) 
             return
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C: the signal mask is inherited."""
+    """Processes started inside never see Ctrl-C or SIGTERM: the signal mask is inherited."""
     resource_tracker.ensure_running()  # its start would lift the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

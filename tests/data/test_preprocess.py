@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
+from megatron.data import division
 from megatron.data.indexed import IndexedDataset
 from megatron.data.preprocess import PreprocessConfig, preprocess
+from megatron.data.provenance import source_of
 from megatron.data.segmenter import load_segmenter
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
@@ -50,7 +57,7 @@ def config(tmp_path: Path) -> PreprocessConfig:
 
 def outputs(config: PreprocessConfig) -> dict[str, bytes]:
     folder = Path(config.output_prefix).parent
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
 
 
 def command(config: PreprocessConfig) -> list[str]:
@@ -66,7 +73,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 def test_what_is_written(config: PreprocessConfig) -> None:
     preprocess(replace(config, input=(f"{config.input[0]}/a.jsonl",)))
     prefix = f"{config.output_prefix}_text_sentence"
-    assert sorted(outputs(config)) == [f"corpus_text_sentence.{part}" for part in ("bin", "idx", "json", "words")]
+    assert sorted(outputs(config)) == [
+        f"corpus_text_sentence.{part}" for part in ("bin", "idx", "json", "sources", "words")
+    ]
 
     tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file)
     dataset = IndexedDataset(prefix)
@@ -103,6 +112,115 @@ def test_the_number_of_workers_does_not_matter(config: PreprocessConfig) -> None
     one = outputs(config)
     preprocess(replace(config, workers=2, log_interval=7))
     assert outputs(config) == one
+
+
+def test_shards_and_interruptions_do_not_matter(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "divided"
+    folder.mkdir()
+    lines = "".join(json.dumps({"text": f"{text}{i % 7}"}) + "\n" for i in range(300) for text in TEXTS)
+    (folder / "a.jsonl").write_text(lines)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode(), compresslevel=0))
+    (folder / "c.txt").write_bytes("我们在动物园\n\n".encode() * 500 + b"\xff\n\n" + "你好\n\n".encode() * 500)
+    config = replace(config, input=(str(folder),), skip_bad_lines=True, segmenter="none")
+    preprocess(config)
+    whole = outputs(config)
+    assert "c.txt:1001: not UTF-8" in capsys.readouterr().err
+
+    monkeypatch.setattr(division, "SMALLEST_SHARD", 1 << 13)
+    with pytest.raises(UserError, match=r"c.txt:1001: not UTF-8.*; no output was written; \d+ finished shards"):
+        preprocess(replace(config, skip_bad_lines=False, workers=2))
+    assert outputs(config) == whole
+    work = Path(f"{config.output_prefix}.shards")
+    records = sorted(work.glob("*.json"))
+    assert len(records) > 10
+    for number, record in enumerate(records):
+        assert (record.stat().st_size > 0) and not list(work.glob("*.tmp*"))
+        if number % 3 == 0:
+            record.unlink()
+    capsys.readouterr()
+    preprocess(config)
+    assert f"going on: {len(records) - len(records[::3])} finished shards" in capsys.readouterr().out
+    assert outputs(config) == whole
+    assert not work.exists()
+
+
+def test_other_options_start_over(config: PreprocessConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(config.input[0], "z.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="2 finished shards"):
+        preprocess(config)
+    Path(config.input[0], "z.jsonl").unlink()
+    preprocess(replace(config, segmenter="none"))
+    assert "2 shards of other inputs, options or code were in" in capsys.readouterr().out
+    other = outputs(config)
+    preprocess(config)
+    assert outputs(config) != other
+
+
+def test_two_runs_at_once_are_refused(config: PreprocessConfig) -> None:
+    work = Path(f"{config.output_prefix}.shards")
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process preprocesses into"):
+            preprocess(config)
+
+
+@pytest.mark.parametrize("size", [1 << 17, 1 << 11], ids=["while writing", "in the last bytes"])
+def test_a_full_disk_is_an_error(config: PreprocessConfig, size: int) -> None:
+    Path(config.input[0], "c.txt").write_text("我们在动物园。" * 20_000, encoding="utf-8")
+    # A file may not grow beyond this: to a writer the same as a disk that is full.
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    done = subprocess.run(
+        command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"preprocess_data.py: error: cannot write .*: File too large; no output was written; [12] finished shards.*\n",
+        done.stderr,
+    )
+    assert outputs(config) == {}
+
+
+@pytest.mark.parametrize("size", [1 << 23, 1 << 12], ids=["read by a worker", "divided by the reader"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_truncated_archives(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, suffix: str
+) -> None:
+    monkeypatch.setattr(division, "SMALLEST_SHARD", size)
+    content = "".join(json.dumps({"text": f"{i * i}"}) + "\n" for i in range(3000)).encode()
+    packed = gzip.compress(content) if suffix == ".gz" else zstandard.ZstdCompressor().compress(content)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(packed[:-9])
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix} is truncated or damaged after line \d+"):
+        preprocess(replace(config, input=(str(path),), skip_bad_lines=True))
+    assert outputs(config) == {}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_endless_line_is_skipped(config: PreprocessConfig, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    content = b'{"text": "\xe6\x88\x91"}\n' + b"x" * (100 << 20) + b'\n{"text": "\xe4\xbd\xa0"}\n'
+    path.write_bytes(content if suffix == "" else gzip.compress(content, compresslevel=1))
+    config = replace(config, input=(str(path),))
+    with pytest.raises(UserError, match=rf"a.jsonl{suffix}:2: longer than 32 MiB"):
+        preprocess(config)
+    preprocess(replace(config, skip_bad_lines=True))
+    prefix = f"{config.output_prefix}_text_sentence"
+    assert [source_of(prefix, document)[1] for document in range(2)] == [1, 3]
+
+
+def test_empty_files_and_nul_bytes(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "nul.txt").write_bytes("我\0们\n\n\0\n\n好".encode())
+    config = replace(config, input=(f"{tmp_path}/empty.txt", f"{tmp_path}/nul.txt"))
+    with pytest.raises(UserError, match="no text under key 'text' in .*; nothing was written"):
+        preprocess(replace(config, input=config.input[:1]))
+    assert not Path(config.output_prefix).parent.exists() or outputs(config) == {}
+    preprocess(config)
+    prefix = f"{config.output_prefix}_text_sentence"
+    assert [source_of(prefix, document) for document in range(2)] == [(config.input[1], 1), (config.input[1], 5)]
 
 
 def test_one_output_a_key(config: PreprocessConfig) -> None:
@@ -201,7 +319,9 @@ def test_nothing_to_write(config: PreprocessConfig, tmp_path: Path) -> None:
         ({"tokenizer_model": "x"}, "--tokenizer-model does not go with"),
         ({"segmenter": "none", "user_dict": "x"}, "--user-dict needs a segmenter"),
         ({"input": ("/absent.jsonl",)}, "no such file"),
-        ({"output_prefix": "/proc/nowhere/corpus"}, "cannot write /proc/nowhere/corpus_text_sentence"),
+        ({"output_prefix": "/proc/nowhere/corpus"}, "cannot write /proc/nowhere/corpus.shards"),
+        ({"shard": "0/3"}, "--shard 0/3: give I/N"),
+        ({"shard": "3/3"}, "--shard 3/3: the input divides into 2 parts at most"),
     ],
 )
 def test_wrong_options(config: PreprocessConfig, changes: dict[str, object], message: str) -> None:
@@ -253,7 +373,7 @@ def test_ugly_files_give_one_message(config: PreprocessConfig, tmp_path: Path, c
 
 @pytest.fixture
 def running(config: PreprocessConfig) -> subprocess.Popen[str]:
-    """A command that has begun to write and has minutes of work before it."""
+    """A command that has finished a shard and has minutes of work before it."""
     text = json.dumps({"text": "我们在动物园。" * 2000})
     Path(config.input[0], "long.jsonl").write_text(f"{text}\n" * 4000, encoding="utf-8")
     process = subprocess.Popen(
@@ -262,16 +382,49 @@ def running(config: PreprocessConfig) -> subprocess.Popen[str]:
     )  # fmt: skip
     assert process.stdout is not None
     assert any("ETA" in line for line in process.stdout)
-    assert outputs(config)
+    deadline = time.monotonic() + 60
+    while not list(Path(f"{config.output_prefix}.shards").glob("*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
     return process
 
 
-def test_ctrl_c_leaves_nothing(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
-    os.killpg(running.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on(
+    config: PreprocessConfig, running: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    os.killpg(running.pid, number)
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert stderr == "preprocess_data.py: interrupted\n"
+    first, second = stderr.splitlines()
+    assert re.match(
+        r"stopped: no output was written; \d+ finished shards are in .*/corpus.shards, .*same command", first
+    )
+    assert second == "preprocess_data.py: interrupted"
     assert outputs(config) == {}
+
+
+def check_goes_on(config: PreprocessConfig) -> None:
+    """What is left of a run is used by the next one, which writes what a run in one piece writes."""
+    left = sorted(Path(f"{config.output_prefix}.shards").glob("*.json"))
+    assert left
+    done = subprocess.run(command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"going on: {len(left)} finished shards" in done.stdout
+    written = outputs(config)
+    for path in Path(config.output_prefix).parent.iterdir():
+        assert path.is_file()
+        path.unlink()
+    preprocess(config)
+    assert outputs(config) == written
+
+
+def test_a_killed_run_goes_on(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    assert outputs(config) == {}
+    Path(config.input[0], "long.jsonl").unlink()
+    check_goes_on(config)
 
 
 def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
@@ -287,6 +440,7 @@ def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subproce
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 2
     assert stderr.startswith("preprocess_data.py: error: a worker process died")
+    assert "the same command goes on" in stderr
     assert outputs(config) == {}
 
 
