@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from megatron import __version__
+from megatron.checkpoint.converted import HEADS, check_against_table, check_empty, open_source, save_converted
 from megatron.checkpoint.direct import write_file
 from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
@@ -29,25 +29,10 @@ from megatron.checkpoint.hub_tokenizer import (
 )
 from megatron.checkpoint.hub_weights import HubWeights, open_weights
 from megatron.checkpoint.model_card import model_card
-from megatron.checkpoint.store import (
-    CONFIG,
-    TRAIN_STATE,
-    find_checkpoint,
-    json_bytes,
-    read_config,
-    read_train_state,
-    read_weight,
-    save_checkpoint,
-    weight_shapes,
-)
-from megatron.config import ModelConfig, model_from_dict, to_dict
+from megatron.checkpoint.store import read_train_state, read_weight
+from megatron.config import ModelConfig
 from megatron.errors import UserError
 from megatron.files import durable_file
-from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import whole_piece
-
-HEADS = ("lm_head.", "pooler.", "binary_head.")
-"""Beginnings of names that a model may lack; training then initialises them."""
 
 # Called with the model, its weights by our names, and the Hugging Face folder, before anything is published.
 Check = Callable[[ModelConfig, Mapping[str, torch.Tensor], Path], None]
@@ -72,20 +57,13 @@ def to_huggingface(
     Raises `UserError` if the checkpoint is missing or damaged, holds weights that no Hugging Face class has, or
     output exists and is not empty (`overwrite` replaces an earlier export).
     """
-    found = find_checkpoint(checkpoint, context=ParallelContext.single())
-    if found is None:
-        raise UserError(f"{checkpoint} holds no checkpoint")
-    config = read_config(found)
-    if not isinstance(config.get("model"), dict):
-        raise UserError(f"{found / 'config.json'} has no section model; it is not the configuration of a training run")
-    model = model_from_dict(config["model"])
+    source = open_source(checkpoint)
+    found, config, model, stored = source.path, source.config, source.model, source.shapes
     family = family_of(model)
-    stored = weight_shapes(found)
     labels = _labels(found, config, stored)
     table = parameter_table(model, family.prefix, outputs=len(labels))
-    _compare_with_table(found, table, stored)
-    data = config.get("data")
-    tokenizer = read_checkpoint_tokenizer(found, data.get("tokenizer_type", "") if isinstance(data, dict) else "")
+    check_against_table(source, table, "a Hugging Face class")
+    tokenizer = read_checkpoint_tokenizer(found, source.tokenizer_type)
     tokens = [] if tokenizer is None else tokenizer.tokens
     notices = [] if tokenizer else [f"{found} holds no vocabulary; AutoTokenizer will not load the folder"]
     lacking = [head.rstrip(".") for head in HEADS if not any(name.startswith(head) for name in stored)]
@@ -113,24 +91,11 @@ def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) ->
 
     Raises `UserError` if the folder is damaged or of another architecture, or `save` holds a checkpoint already.
     """
-    context = ParallelContext.single()
-    if find_checkpoint(save, context=context) is not None:
-        raise UserError(f"{save} already holds a checkpoint; choose another folder")
+    check_empty(save)
     hub = read_huggingface(folder)
     if check is not None:
         check(hub.model, hub.parameters, folder)
-    config = {"model": to_dict(hub.model), "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {}}
-    train_state = {
-        "step": 0,
-        "consumed_samples": 0,
-        "converted_from": folder.absolute().name,
-        "converted_by": f"megatron {__version__}",
-    }
-    files = {CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(train_state)}
-    if hub.tokenizer is not None:
-        files[hub.tokenizer.name] = hub.tokenizer.content
-    pieces = [whole_piece(name, tensor) for name, tensor in hub.parameters.items()]
-    save_checkpoint(save, 0, model=pieces, optimizer=[], files=files, context=context)
+    save_converted(save, folder.absolute().name, hub.model, hub.parameters, hub.tokenizer)
     return hub.notices
 
 
@@ -194,19 +159,6 @@ def _labels(checkpoint: Path, config: dict[str, Any], stored: Mapping[str, tuple
     if not isinstance(labels, list) or len(labels) != stored["task_head.weight"][0]:
         raise UserError(f"{checkpoint / 'config.json'}: the labels of its task do not fit its head")
     return [str(label) for label in labels]
-
-
-def _compare_with_table(checkpoint: Path, table: Table, stored: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"{name} is missing" for name in table if name not in stored and not name.startswith(HEADS)]
-    problems += [f"{name} has no place in a Hugging Face class" for name in stored if name not in table]
-    problems += [
-        f"{name} is {list(stored[name])} instead of {list(shape)}"
-        for name, (shape, _) in table.items()
-        if name in stored and stored[name] != shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise UserError(f"{checkpoint} does not hold the model of its config.json: {'; '.join(problems[:3])}{more}")
 
 
 def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[torch.Tensor]:

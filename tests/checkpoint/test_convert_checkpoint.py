@@ -53,7 +53,7 @@ def test_there_and_back_as_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument must be to-hf or from-hf"),
+        ((), "the first argument must be to-hf, from-hf, to-megatron or from-megatron"),
         (("to-hf", "--load", "nowhere", "--output", "out"), "nowhere holds no checkpoint"),
         (("from-hf", "--input", "nowhere", "--save", "out"), "nowhere is not a folder"),
     ],
