@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ def differences(a: Contents, b: Contents, tolerance: float) -> Iterator[str]:
     (model_a, tensors_a), (model_b, tensors_b) = (
         ((a.model, a.tensors), (b.model, b.tensors)) if a.kind == b.kind else (a.common(), b.common())
     )
-    for name in sorted((model_a.keys() | model_b.keys()) - _IGNORED):
-        if model_a.get(name) != model_b.get(name):
-            yield f"model: {name} is {_shown(model_a, name)}, and {_shown(model_b, name)}"
+    for name in sorted((model_a.keys() & model_b.keys()) - _IGNORED):  # what one leaves out has its default
+        if model_a[name] != model_b[name]:
+            yield f"model: {name} is {model_a[name]!r}, and {model_b[name]!r}"
     for mine, others, where in ((tensors_a, tensors_b, a.path), (tensors_b, tensors_a, b.path)):
         for name in mine:
             if name not in others:
@@ -113,10 +113,6 @@ def _largest_difference(one: Entry, other: Entry) -> tuple[float, int]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and value is not False
-
-
-def _shown(model: Mapping[str, Any], name: str) -> str:
-    return repr(model[name]) if name in model else "not given"
 
 
 def _print(lines: list[str]) -> None:
