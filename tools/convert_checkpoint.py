@@ -48,6 +48,8 @@ class ToHuggingFaceConfig:
     """Folder to write."""
     overwrite: bool = False
     """Replace an earlier export in --output."""
+    max_shard_size: float | None = None
+    """Divide the weights into files of at most this many GB, with an index [default: one file]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class FromHuggingFaceConfig:
     """Folder with config.json, model.safetensors or pytorch_model.bin, and vocab.txt or tokenizer.json."""
     save: str
     """Folder to write the checkpoint to; must not hold one."""
+    extend_vocab: str | None = None
+    """File of tokens to add, one a line; a new row of the word table is the mean of those of the token's pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +109,24 @@ def main() -> None:
     prog = f"{PROG} {direction}"
     if direction == "to-hf":
         to = parse(ToHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
+        if to.max_shard_size is not None and to.max_shard_size <= 0:
+            raise UserError("--max-shard-size must be positive")
         notices = to_huggingface(
-            Path(to.load), Path(to.output), overwrite=to.overwrite, check=compare_with_transformers
+            Path(to.load),
+            Path(to.output),
+            overwrite=to.overwrite,
+            max_file_bytes=None if to.max_shard_size is None else int(to.max_shard_size * 1e9),
+            check=compare_with_transformers,
         )
         written = to.output
     elif direction == "from-hf":
         source = parse(FromHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
-        notices = from_huggingface(Path(source.input), Path(source.save), check=compare_with_transformers)
+        notices = from_huggingface(
+            Path(source.input),
+            Path(source.save),
+            extend_vocab=None if source.extend_vocab is None else Path(source.extend_vocab),
+            check=compare_with_transformers,
+        )
         written = source.save
     elif direction == "to-megatron":
         there = parse(ToMegatronConfig, arguments, prog=prog, description=DESCRIPTION)

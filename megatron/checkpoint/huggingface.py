@@ -9,6 +9,7 @@ any of them with the head of a task        ...ForSequenceClassification (export 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from megatron.checkpoint.converted import HEADS, check_against_table, check_empty, open_source, save_converted
 from megatron.checkpoint.direct import write_file
+from megatron.checkpoint.extend_vocabulary import extend_vocabulary
 from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
 from megatron.checkpoint.hub_names import Table, merge, parameter_table, split
@@ -49,11 +51,17 @@ class HubModel:
 
 
 def to_huggingface(
-    checkpoint: Path, output: Path, *, overwrite: bool = False, check: Check | None = None
+    checkpoint: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    max_file_bytes: int | None = None,
+    check: Check | None = None,
 ) -> tuple[str, ...]:
     """Write a checkpoint as a folder that AutoModel and AutoTokenizer load; weights in fp32. Returns notices.
 
     checkpoint: a save folder or one checkpoint in it. output appears only when all is written and `check` passed.
+    max_file_bytes: weights go into several files with an index if they are more; one tensor is never divided.
     Raises `UserError` if the checkpoint is missing or damaged, holds weights that no Hugging Face class has, or
     output exists and is not empty (`overwrite` replaces an earlier export).
     """
@@ -73,7 +81,7 @@ def to_huggingface(
     elif lacking:
         notices.append(f"the checkpoint has no {', '.join(lacking)}: exported as {family.classes}{head}")
     with new_folder(output, overwrite=overwrite) as folder:
-        write_file(folder / "model.safetensors", _weights(found, model, {name: table[name] for name in sorted(stored)}))
+        _write_weights(folder, found, model, {name: table[name] for name in sorted(stored)}, max_file_bytes)
         write_json(folder / "config.json", hub_config(model, family, head, tokens, labels))
         if tokenizer is not None:
             notices += write_hub_tokenizer(tokenizer, folder, model.max_position_embeddings)
@@ -86,17 +94,24 @@ def to_huggingface(
     return tuple(notices)
 
 
-def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) -> tuple[str, ...]:
+def from_huggingface(
+    folder: Path, save: Path, *, extend_vocab: Path | None = None, check: Check | None = None
+) -> tuple[str, ...]:
     """Write a Hugging Face folder as checkpoint 0 in the folder `save`, without optimizer. Returns notices.
 
+    extend_vocab: a file of tokens to add (`extend_vocabulary`); `check` sees the model without them.
     Raises `UserError` if the folder is damaged or of another architecture, or `save` holds a checkpoint already.
     """
     check_empty(save)
     hub = read_huggingface(folder)
     if check is not None:
         check(hub.model, hub.parameters, folder)
-    save_converted(save, folder.absolute().name, hub.model, hub.parameters, hub.tokenizer)
-    return hub.notices
+    model, parameters, tokenizer, notices = hub.model, hub.parameters, hub.tokenizer, hub.notices
+    if extend_vocab is not None:
+        model, parameters, tokenizer, more = extend_vocabulary(model, parameters, tokenizer, extend_vocab)
+        notices += more
+    save_converted(save, folder.absolute().name, model, parameters, tokenizer)
+    return notices
 
 
 def read_huggingface(folder: Path) -> HubModel:
@@ -159,6 +174,31 @@ def _labels(checkpoint: Path, config: dict[str, Any], stored: Mapping[str, tuple
     if not isinstance(labels, list) or len(labels) != stored["task_head.weight"][0]:
         raise UserError(f"{checkpoint / 'config.json'}: the labels of its task do not fit its head")
     return [str(label) for label in labels]
+
+
+def _write_weights(
+    folder: Path, checkpoint: Path, model: ModelConfig, table: Table, max_file_bytes: int | None
+) -> None:
+    """model.safetensors, or files of at most so many bytes of tensors and model.safetensors.index.json."""
+    files: list[Table] = [{}]
+    filled = 0
+    for name, row in table.items():
+        size = 4 * math.prod(row[0])
+        if max_file_bytes is not None and files[-1] and filled + size > max_file_bytes:
+            files.append({})
+            filled = 0
+        files[-1][name] = row
+        filled += size
+    if len(files) == 1:
+        write_file(folder / "model.safetensors", _weights(checkpoint, model, table))
+        return
+    placed: dict[str, str] = {}
+    for number, part in enumerate(files, 1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_file(folder / file, _weights(checkpoint, model, part))
+        placed |= {their: file for _, theirs in part.values() for their in theirs}
+    total = sum(4 * math.prod(shape) for shape, _ in table.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": placed})
 
 
 def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[torch.Tensor]:
