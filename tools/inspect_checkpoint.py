@@ -82,9 +82,9 @@ def differences(a: Contents, b: Contents, tolerance: float) -> Iterator[str]:
         if model_a[name] != model_b[name]:
             yield f"model: {name} is {model_a[name]!r}, and {model_b[name]!r}"
     for mine, others, where in ((tensors_a, tensors_b, a.path), (tensors_b, tensors_a, b.path)):
-        for name in mine:
-            if name not in others:
-                yield f"only in {where}: {name}"
+        only = [name for name in mine if name not in others]
+        if only:
+            yield f"only in {where}: {_first(only)}"
     differing = []
     for name in tensors_a.keys() & tensors_b.keys():
         one, other = tensors_a[name], tensors_b[name]
@@ -101,6 +101,11 @@ def differences(a: Contents, b: Contents, tolerance: float) -> Iterator[str]:
         yield f"{name}: differs by up to {largest:.6g} in {share}"
     if len(differing) > _LISTED:
         yield f"... and {len(differing) - _LISTED} more tensors"
+
+
+def _first(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more tensors" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _largest_difference(one: Entry, other: Entry) -> tuple[float, int]:

@@ -99,7 +99,9 @@ def to_megatron_lm(
         for name, bytes_ in files.items():
             with durable_file(folder / name) as file:
                 file.write(bytes_)
-    return (f"start Megatron-LM with {' '.join(_flags(options))}",)
+    # Megatron-Core's other layers, of Transformer Engine, have other names.
+    flags = [*_flags(options), *(["--ckpt-format torch", "--spec local"] if naming == "core" else [])]
+    return (f"start Megatron-LM with {' '.join(flags)}",)
 
 
 def _check(source: Source, tensor_parallel: int, stages: int) -> None:

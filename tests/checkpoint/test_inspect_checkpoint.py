@@ -145,7 +145,7 @@ def test_kinds_are_told_apart_and_compared(
     code, lines = inspect(monkeypatch, capsys, tmp_path / "ours", other)
     assert code == 1
     assert lines[0] == "model: layernorm_epsilon is 1e-05, and 1e-06"
-    assert f"only in {tmp_path / 'ours' / 'iter_0000000'}: binary_head.bias" in lines
+    assert lines[1] == f"only in {tmp_path / 'ours' / 'iter_0000000'}: binary_head.bias, binary_head.weight"
     assert lines[-1] == "encoder.final_layernorm.bias: differs by up to 1 in 1 of 24 elements"
     to_huggingface(tmp_path / "ours", tmp_path / "exported")
     assert inspect(monkeypatch, capsys, hub, tmp_path / "exported") == (0, [
