@@ -1,9 +1,12 @@
-"""Convert checkpoints to Hugging Face folders and back.
+"""Convert checkpoints to Hugging Face folders or to Megatron-LM's checkpoints, and back.
 
-    python tools/convert_checkpoint.py to-hf   --load CHECKPOINT --output DIR
-    python tools/convert_checkpoint.py from-hf --input DIR --save CHECKPOINT
+    python tools/convert_checkpoint.py to-hf         --load CHECKPOINT --output DIR
+    python tools/convert_checkpoint.py from-hf       --input DIR --save CHECKPOINT
+    python tools/convert_checkpoint.py to-megatron   --load CHECKPOINT --output DIR
+    python tools/convert_checkpoint.py from-megatron --input DIR --save CHECKPOINT
 
-Nothing appears before the outputs of both sides agree on random input (checked where transformers is installed).
+Hugging Face: nothing appears before the outputs of both sides agree on random input (checked where transformers is
+installed). Megatron-LM: weights only; its files are read without running what they name.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from torch import Tensor, nn
 from megatron.arguments import parse
 from megatron.checkpoint.hub_config import family_of
 from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
+from megatron.checkpoint.megatron_lm import from_megatron_lm, to_megatron_lm
+from megatron.checkpoint.megatron_lm_names import Naming
+from megatron.checkpoint.megatron_lm_read import Activation
 from megatron.config import ModelConfig
 from megatron.errors import UserError, main_guard
 from megatron.model import BertForPreTraining, BertForTask
@@ -42,6 +48,8 @@ class ToHuggingFaceConfig:
     """Folder to write."""
     overwrite: bool = False
     """Replace an earlier export in --output."""
+    max_shard_size: float | None = None
+    """Divide the weights into files of at most this many GB, with an index [default: one file]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +60,101 @@ class FromHuggingFaceConfig:
     """Folder with config.json, model.safetensors or pytorch_model.bin, and vocab.txt or tokenizer.json."""
     save: str
     """Folder to write the checkpoint to; must not hold one."""
+    extend_vocab: str | None = None
+    """File of tokens to add, one a line; a new row of the word table is the mean of those of the token's pieces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToMegatronConfig:
+    """A checkpoint as Megatron-LM's `release` checkpoint, version 3.0, for its BERT."""
+
+    load: str
+    """Folder of checkpoints (the newest is taken) or of one checkpoint."""
+    output: str
+    """Folder to write; give it to Megatron-LM's --load."""
+    tensor_model_parallel_size: int = 1
+    """Tensor-parallel ranks to divide it among."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages to divide it among."""
+    make_vocab_size_divisible_by: int = 128
+    """Pad the word table to a multiple of this for every tensor-parallel rank, as Megatron-LM will."""
+    naming: Naming = "classic"
+    """classic: for Megatron-LM's own BERT (until 2026); core: for that of Megatron-Core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromMegatronConfig:
+    """Weights of a checkpoint of Megatron-LM's BERT (model_optim_rng.pt of all ranks) as a checkpoint to --load."""
+
+    input: str
+    """Folder given to Megatron-LM's --save, or one of its checkpoints."""
+    save: str
+    """Folder to write the checkpoint to; must not hold one."""
+    vocab_file: str | None = None
+    """Vocabulary to put beside the weights; padding rows of the word table beyond it are cut."""
+    vocab_size: int | None = None
+    """Tokens of the vocabulary [default: that of --vocab-file, else what the checkpoint says]."""
+    num_attention_heads: int | None = None
+    """Heads of a checkpoint that does not say."""
+    activation: Activation | None = None
+    """gelu: erf; gelu_new: tanh [default: as the checkpoint's options say]."""
+
+
+DESCRIPTION = "Convert checkpoints to Hugging Face folders or to Megatron-LM's checkpoints, and back."
 
 
 def main() -> None:
     """Convert in the direction that the first argument names."""
     direction, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    description = "Convert checkpoints to Hugging Face folders and back."
+    prog = f"{PROG} {direction}"
     if direction == "to-hf":
-        to = parse(ToHuggingFaceConfig, arguments, prog=f"{PROG} to-hf", description=description)
+        to = parse(ToHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
+        if to.max_shard_size is not None and to.max_shard_size <= 0:
+            raise UserError("--max-shard-size must be positive")
         notices = to_huggingface(
-            Path(to.load), Path(to.output), overwrite=to.overwrite, check=compare_with_transformers
+            Path(to.load),
+            Path(to.output),
+            overwrite=to.overwrite,
+            max_file_bytes=None if to.max_shard_size is None else int(to.max_shard_size * 1e9),
+            check=compare_with_transformers,
         )
         written = to.output
     elif direction == "from-hf":
-        source = parse(FromHuggingFaceConfig, arguments, prog=f"{PROG} from-hf", description=description)
-        notices = from_huggingface(Path(source.input), Path(source.save), check=compare_with_transformers)
+        source = parse(FromHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
+        notices = from_huggingface(
+            Path(source.input),
+            Path(source.save),
+            extend_vocab=None if source.extend_vocab is None else Path(source.extend_vocab),
+            check=compare_with_transformers,
+        )
         written = source.save
+    elif direction == "to-megatron":
+        there = parse(ToMegatronConfig, arguments, prog=prog, description=DESCRIPTION)
+        notices = to_megatron_lm(
+            Path(there.load),
+            Path(there.output),
+            tensor_parallel=there.tensor_model_parallel_size,
+            stages=there.pipeline_model_parallel_size,
+            divisible_by=there.make_vocab_size_divisible_by,
+            naming=there.naming,
+        )
+        written = there.output
+    elif direction == "from-megatron":
+        theirs = parse(FromMegatronConfig, arguments, prog=prog, description=DESCRIPTION)
+        notices = from_megatron_lm(
+            Path(theirs.input),
+            Path(theirs.save),
+            vocab_file=None if theirs.vocab_file is None else Path(theirs.vocab_file),
+            vocab_size=theirs.vocab_size,
+            heads=theirs.num_attention_heads,
+            activation=theirs.activation,
+        )
+        written = theirs.save
     elif direction in ("-h", "--help"):
         print(__doc__)
         return
     else:
-        raise UserError("the first argument must be to-hf or from-hf; see to-hf --help and from-hf --help")
+        raise UserError("the first argument must be to-hf, from-hf, to-megatron or from-megatron; each has a --help")
     for notice in notices:
         print(f"note: {notice}")
     print(f"wrote {written}")

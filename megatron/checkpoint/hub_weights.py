@@ -13,12 +13,19 @@ from safetensors import SafetensorError, safe_open
 from megatron.checkpoint.files import read_json
 from megatron.errors import UserError
 
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubWeights:
-    """Tensors of a folder: name -> shape, and a function from a name to its tensor."""
+    """Tensors of a folder, by name: shapes, dtypes as safetensors writes them, and a function that reads one.
 
+    files: those that hold them.
+    """
+
+    files: tuple[Path, ...]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     read: Callable[[str], torch.Tensor]
 
 
@@ -53,12 +60,14 @@ def _parts(index: Path) -> list[Path]:
 
 def _open_safetensors(paths: list[Path]) -> HubWeights:
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     place: dict[str, Path] = {}
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no dict)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
                     place[name] = path
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from None
@@ -67,7 +76,7 @@ def _open_safetensors(paths: list[Path]) -> HubWeights:
         with safe_open(place[name], framework="pt") as file:
             return file.get_tensor(name)
 
-    return HubWeights(shapes=shapes, read=read)
+    return HubWeights(files=tuple(paths), shapes=shapes, dtypes=dtypes, read=read)
 
 
 def _open_pickles(paths: list[Path]) -> HubWeights:
@@ -83,7 +92,12 @@ def _open_pickles(paths: list[Path]) -> HubWeights:
         ):
             raise UserError(f"{path} holds other things than named tensors")
         tensors |= loaded
-    return HubWeights(shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()}, read=tensors.__getitem__)
+    return HubWeights(
+        files=tuple(paths),
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        dtypes={name: _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()},
+        read=tensors.__getitem__,
+    )
 
 
 def _renamed(weights: HubWeights) -> HubWeights:
@@ -92,5 +106,8 @@ def _renamed(weights: HubWeights) -> HubWeights:
         for name in weights.shapes
     }
     return HubWeights(
-        shapes={new: weights.shapes[old] for new, old in names.items()}, read=lambda name: weights.read(names[name])
+        files=weights.files,
+        shapes={new: weights.shapes[old] for new, old in names.items()},
+        dtypes={new: weights.dtypes[old] for new, old in names.items()},
+        read=lambda name: weights.read(names[name]),
     )

@@ -9,6 +9,7 @@ any of them with the head of a task        ...ForSequenceClassification (export 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 
-from megatron import __version__
+from megatron.checkpoint.converted import HEADS, check_against_table, check_empty, open_source, save_converted
 from megatron.checkpoint.direct import write_file
+from megatron.checkpoint.extend_vocabulary import extend_vocabulary
 from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
 from megatron.checkpoint.hub_names import Table, merge, parameter_table, split
@@ -29,25 +31,10 @@ from megatron.checkpoint.hub_tokenizer import (
 )
 from megatron.checkpoint.hub_weights import HubWeights, open_weights
 from megatron.checkpoint.model_card import model_card
-from megatron.checkpoint.store import (
-    CONFIG,
-    TRAIN_STATE,
-    find_checkpoint,
-    json_bytes,
-    read_config,
-    read_train_state,
-    read_weight,
-    save_checkpoint,
-    weight_shapes,
-)
-from megatron.config import ModelConfig, model_from_dict, to_dict
+from megatron.checkpoint.store import read_train_state, read_weight
+from megatron.config import ModelConfig
 from megatron.errors import UserError
 from megatron.files import durable_file
-from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import whole_piece
-
-HEADS = ("lm_head.", "pooler.", "binary_head.")
-"""Beginnings of names that a model may lack; training then initialises them."""
 
 # Called with the model, its weights by our names, and the Hugging Face folder, before anything is published.
 Check = Callable[[ModelConfig, Mapping[str, torch.Tensor], Path], None]
@@ -64,28 +51,27 @@ class HubModel:
 
 
 def to_huggingface(
-    checkpoint: Path, output: Path, *, overwrite: bool = False, check: Check | None = None
+    checkpoint: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    max_file_bytes: int | None = None,
+    check: Check | None = None,
 ) -> tuple[str, ...]:
     """Write a checkpoint as a folder that AutoModel and AutoTokenizer load; weights in fp32. Returns notices.
 
     checkpoint: a save folder or one checkpoint in it. output appears only when all is written and `check` passed.
+    max_file_bytes: weights go into several files with an index if they are more; one tensor is never divided.
     Raises `UserError` if the checkpoint is missing or damaged, holds weights that no Hugging Face class has, or
     output exists and is not empty (`overwrite` replaces an earlier export).
     """
-    found = find_checkpoint(checkpoint, context=ParallelContext.single())
-    if found is None:
-        raise UserError(f"{checkpoint} holds no checkpoint")
-    config = read_config(found)
-    if not isinstance(config.get("model"), dict):
-        raise UserError(f"{found / 'config.json'} has no section model; it is not the configuration of a training run")
-    model = model_from_dict(config["model"])
+    source = open_source(checkpoint)
+    found, config, model, stored = source.path, source.config, source.model, source.shapes
     family = family_of(model)
-    stored = weight_shapes(found)
     labels = _labels(found, config, stored)
     table = parameter_table(model, family.prefix, outputs=len(labels))
-    _compare_with_table(found, table, stored)
-    data = config.get("data")
-    tokenizer = read_checkpoint_tokenizer(found, data.get("tokenizer_type", "") if isinstance(data, dict) else "")
+    check_against_table(source, table, "a Hugging Face class")
+    tokenizer = read_checkpoint_tokenizer(found, source.tokenizer_type)
     tokens = [] if tokenizer is None else tokenizer.tokens
     notices = [] if tokenizer else [f"{found} holds no vocabulary; AutoTokenizer will not load the folder"]
     lacking = [head.rstrip(".") for head in HEADS if not any(name.startswith(head) for name in stored)]
@@ -95,7 +81,7 @@ def to_huggingface(
     elif lacking:
         notices.append(f"the checkpoint has no {', '.join(lacking)}: exported as {family.classes}{head}")
     with new_folder(output, overwrite=overwrite) as folder:
-        write_file(folder / "model.safetensors", _weights(found, model, {name: table[name] for name in sorted(stored)}))
+        _write_weights(folder, found, model, {name: table[name] for name in sorted(stored)}, max_file_bytes)
         write_json(folder / "config.json", hub_config(model, family, head, tokens, labels))
         if tokenizer is not None:
             notices += write_hub_tokenizer(tokenizer, folder, model.max_position_embeddings)
@@ -108,30 +94,24 @@ def to_huggingface(
     return tuple(notices)
 
 
-def from_huggingface(folder: Path, save: Path, *, check: Check | None = None) -> tuple[str, ...]:
+def from_huggingface(
+    folder: Path, save: Path, *, extend_vocab: Path | None = None, check: Check | None = None
+) -> tuple[str, ...]:
     """Write a Hugging Face folder as checkpoint 0 in the folder `save`, without optimizer. Returns notices.
 
+    extend_vocab: a file of tokens to add (`extend_vocabulary`); `check` sees the model without them.
     Raises `UserError` if the folder is damaged or of another architecture, or `save` holds a checkpoint already.
     """
-    context = ParallelContext.single()
-    if find_checkpoint(save, context=context) is not None:
-        raise UserError(f"{save} already holds a checkpoint; choose another folder")
+    check_empty(save)
     hub = read_huggingface(folder)
     if check is not None:
         check(hub.model, hub.parameters, folder)
-    config = {"model": to_dict(hub.model), "data": {"tokenizer_type": hub.tokenizer.kind} if hub.tokenizer else {}}
-    train_state = {
-        "step": 0,
-        "consumed_samples": 0,
-        "converted_from": folder.absolute().name,
-        "converted_by": f"megatron {__version__}",
-    }
-    files = {CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(train_state)}
-    if hub.tokenizer is not None:
-        files[hub.tokenizer.name] = hub.tokenizer.content
-    pieces = [whole_piece(name, tensor) for name, tensor in hub.parameters.items()]
-    save_checkpoint(save, 0, model=pieces, optimizer=[], files=files, context=context)
-    return hub.notices
+    model, parameters, tokenizer, notices = hub.model, hub.parameters, hub.tokenizer, hub.notices
+    if extend_vocab is not None:
+        model, parameters, tokenizer, more = extend_vocabulary(model, parameters, tokenizer, extend_vocab)
+        notices += more
+    save_converted(save, folder.absolute().name, model, parameters, tokenizer)
+    return notices
 
 
 def read_huggingface(folder: Path) -> HubModel:
@@ -196,17 +176,29 @@ def _labels(checkpoint: Path, config: dict[str, Any], stored: Mapping[str, tuple
     return [str(label) for label in labels]
 
 
-def _compare_with_table(checkpoint: Path, table: Table, stored: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"{name} is missing" for name in table if name not in stored and not name.startswith(HEADS)]
-    problems += [f"{name} has no place in a Hugging Face class" for name in stored if name not in table]
-    problems += [
-        f"{name} is {list(stored[name])} instead of {list(shape)}"
-        for name, (shape, _) in table.items()
-        if name in stored and stored[name] != shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise UserError(f"{checkpoint} does not hold the model of its config.json: {'; '.join(problems[:3])}{more}")
+def _write_weights(
+    folder: Path, checkpoint: Path, model: ModelConfig, table: Table, max_file_bytes: int | None
+) -> None:
+    """model.safetensors, or files of at most so many bytes of tensors and model.safetensors.index.json."""
+    files: list[Table] = [{}]
+    filled = 0
+    for name, row in table.items():
+        size = 4 * math.prod(row[0])
+        if max_file_bytes is not None and files[-1] and filled + size > max_file_bytes:
+            files.append({})
+            filled = 0
+        files[-1][name] = row
+        filled += size
+    if len(files) == 1:
+        write_file(folder / "model.safetensors", _weights(checkpoint, model, table))
+        return
+    placed: dict[str, str] = {}
+    for number, part in enumerate(files, 1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_file(folder / file, _weights(checkpoint, model, part))
+        placed |= {their: file for _, theirs in part.values() for their in theirs}
+    total = sum(4 * math.prod(shape) for shape, _ in table.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": placed})
 
 
 def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[torch.Tensor]:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from megatron.errors import UserError
 from tests.checkpoint.hub import CASES, change_config, hub_model, save_hub
 from tools import convert_checkpoint
 
@@ -53,7 +55,7 @@ def test_there_and_back_as_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument must be to-hf or from-hf"),
+        ((), "the first argument must be to-hf, from-hf, to-megatron or from-megatron"),
         (("to-hf", "--load", "nowhere", "--output", "out"), "nowhere holds no checkpoint"),
         (("from-hf", "--input", "nowhere", "--save", "out"), "nowhere is not a folder"),
     ],
@@ -81,6 +83,41 @@ def test_the_check_compares_what_there_is(
     call(monkeypatch, "to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
     output = {"ForPreTraining": "MLM logits, SOP logits", "Model": "hidden states", "ForMaskedLM": "MLM logits"}[head]
     assert capsys.readouterr().out.count(f"{output} equal those of transformers") == 2
+
+
+def test_to_megatron_lm_and_back_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_hub(hub_model("megatron-bert"), tmp_path / "in")
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save")
+    there = tmp_path / "megatron"
+    flags = ("--pipeline-model-parallel-size", 2, "--naming", "core")
+    call(monkeypatch, "to-megatron", "--load", tmp_path / "save", "--output", there, *flags)
+    call(monkeypatch, "from-megatron", "--input", there, "--save", tmp_path / "back", "--vocab-size", 40)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith(
+        "note: start Megatron-LM with --finetune --tensor-model-parallel-size 1 --pipeline-model"
+    )
+    assert lines[3:] == [f"wrote {there}", "note: the optimizer's state is not converted", f"wrote {tmp_path / 'back'}"]
+    call(monkeypatch, "to-hf", "--load", tmp_path / "back", "--output", tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        call(monkeypatch, "from-megatron", "--input", tmp_path / "nowhere", "--save", tmp_path / "other")
+
+
+def test_tokens_added_and_files_of_a_size_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_hub(hub_model("bert"), tmp_path / "in")
+    (tmp_path / "new.txt").write_text("新\n词\n", encoding="utf-8")
+    new = ("--extend-vocab", tmp_path / "new.txt")
+    call(monkeypatch, "from-hf", "--input", folder, "--save", tmp_path / "save", *new)
+    small = ("--max-shard-size", 2e-5)
+    call(monkeypatch, "to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out", *small)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    assert (tmp_path / "out" / "vocab.txt").read_text(encoding="utf-8").splitlines()[-2:] == ["新", "词"]
+    with pytest.raises(UserError, match="--max-shard-size must be positive"):
+        call(monkeypatch, "to-hf", "--load", tmp_path / "save", "--output", tmp_path / "x", "--max-shard-size", 0)
 
 
 def test_folders_of_clue_pass_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
