@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "assembly.h"
+#include "bind_text.h"
 #include "blend.h"
 #include "dropout.h"
 #include "permutation.h"
@@ -173,6 +174,7 @@ void check_length(int64_t length) {
 
 PYBIND11_MODULE(_C, m) {
     using namespace megatron;
+    bind_text(m);
     m.doc() = "Compiled helpers: sample index, batch assembly, blending, dropout. Checked wrappers are in megatron.";
 #ifdef _OPENMP
     m.attr("openmp") = true;

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron._C import Jieba, TextEncoder
 from megatron.data.corpus import BadLine, Block, parse_block
 from megatron.data.segmenter import Segmenter, align, load_segmenter
-from megatron.data.text import split_sentences
+from megatron.data.text import sentence_rules, split_sentences
 from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 
@@ -66,14 +68,27 @@ def make_encoder(
 ) -> Callable[[Block], EncodedBlock]:
     """A function from a block of lines to its tokens, with the tokenizer and the segmenter loaded once."""
     tokenizer = load_tokenizer(tokenizer_type, vocab_file, tokenizer_model)
-    cut = load_segmenter(segmenter, user_dict)
+    encode_texts = document_encoder(tokenizer, load_segmenter(segmenter, user_dict), split=split)
 
     def encode(block: Block) -> EncodedBlock:
         documents, bad = parse_block(block, keys)
-        columns = [
-            encode_documents([texts[i] for texts in documents], tokenizer, cut, split=split) for i in range(len(keys))
-        ]
-        return EncodedBlock(columns=tuple(columns), bad_lines=tuple(bad), bytes_read=block.bytes_read)
+        columns = tuple(encode_texts([texts[i] for texts in documents]) for i in range(len(keys)))
+        return EncodedBlock(columns=columns, bad_lines=tuple(bad), bytes_read=block.bytes_read)
+
+    return encode
+
+
+def document_encoder(
+    tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
+) -> Callable[[Sequence[str]], Column]:
+    """`encode_documents` for many calls: in C++ for WordPiece with jieba's words or none."""
+    if tokenizer.wordpiece is None or not (segmenter is None or isinstance(segmenter, Jieba)):
+        return partial(encode_documents, tokenizer=tokenizer, segmenter=segmenter, split=split)
+    encoder = TextEncoder(wordpiece=tokenizer.wordpiece, jieba=segmenter, rules=sentence_rules() if split else None)
+
+    def encode(documents: Sequence[str]) -> Column:
+        tokens, lengths, sentences, starts, counts = encoder.encode(documents)
+        return Column(tokens=tokens, lengths=lengths, documents=sentences, word_starts=starts, counts=Counts(**counts))
 
     return encode
 
@@ -81,7 +96,10 @@ def make_encoder(
 def encode_documents(
     documents: Sequence[str], tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
 ) -> Column:
-    """Tokens and word starts of documents; sentences and documents without a token are left out."""
+    """Tokens and word starts of documents; sentences and documents without a token are left out.
+
+    For any tokenizer and segmenter, in Python: it says what the C++ of `document_encoder` must give.
+    """
     split_documents = [split_sentences(text) if split else [text] for text in documents]
     sentences = [sentence for parts in split_documents for sentence in parts]
     encoded = tokenizer.encode_batch(sentences)
