@@ -26,44 +26,36 @@ bool in_block(char32_t c) {
     return is_han(c) || is_english(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
 }
 
-// The best path through a dictionary: lengths[i] of the word that starts at i if one does. `Trie` has child(), and
-// score(node), kNoWord where the node is no word. Ties go to the longer word, sums are in jieba's order.
+// The best path through a dictionary: lengths[i] of the word that starts at i if one does. `Trie` has kRoot, none(),
+// child() and value(), the log probability. Ties go to the longer word, sums are in jieba's order.
 template <typename Trie, typename Symbol>
-void best_path(const Trie& trie, double unknown, const Symbol* text, int64_t size, double* scores, int32_t* lengths) {
+void best_path(const Trie& trie, double unknown, const Symbol* text, int64_t size, double* scores, int32_t* pairs,
+               int32_t* lengths) {
+    // Where each two characters lead, first: nothing depends on the one before, so the memory is asked for all at once.
+    for (int64_t i = 0; i < size; ++i) {
+        pairs[i] = i + 1 < size ? trie.child(trie.child(trie.kRoot, text[i]), text[i + 1]) : trie.none();
+        scores[i] = trie.value(pairs[i]);
+    }
     scores[size] = 0;
     for (int64_t begin = size - 1; begin >= 0; --begin) {
-        double best = kNoWord;
-        int32_t length = 0;
-        auto node = trie.root();
-        for (int64_t end = begin; end < size;) {
+        double best = trie.value(trie.child(trie.kRoot, text[begin])) + scores[begin + 1];
+        int64_t longest = begin + 1;
+        auto node = pairs[begin];
+        double value = scores[begin];
+        for (int64_t end = begin + 2; node != trie.none(); ++end) {
+            // Without a branch, which nothing could predict; a mere beginning of words scores kNoWord.
+            const double score = value + scores[end];
+            longest = score >= best ? end : longest;
+            best = score >= best ? score : best;
+            if (end == size) break;
             node = trie.child(node, text[end]);
-            if (!trie.exists(node)) break;
-            ++end;
-            if (trie.score(node) == kNoWord) continue;
-            const double score = trie.score(node) + scores[end];
-            if (score >= best) {
-                best = score;
-                length = static_cast<int32_t>(end - begin);
-            }
+            value = trie.value(node);
         }
-        if (length == 0) {
-            best = unknown + scores[begin + 1];
-            length = 1;
-        }
-        scores[begin] = best;
-        lengths[begin] = length;
+        const bool found = best != kNoWord;
+        scores[begin] = found ? best : unknown + scores[begin + 1];
+        lengths[begin] = found ? static_cast<int32_t>(longest - begin) : 1;
     }
 }
-
-struct ArrayTrie {
-    const DoubleArray<double>& cells;
-    const DoubleArray<double>::Cell* root() const { return cells.root(); }
-    const DoubleArray<double>::Cell* child(const DoubleArray<double>::Cell* cell, uint16_t code) const {
-        return cells.child(cell, code);
-    }
-    static bool exists(const DoubleArray<double>::Cell* cell) { return cell != nullptr; }
-    static double score(const DoubleArray<double>::Cell* cell) { return cell->value; }
-};
 
 }  // namespace
 
@@ -80,19 +72,19 @@ struct Jieba::Builder {
         total += frequency;
     }
 
-    static constexpr TrieBuilder::Node root() { return TrieBuilder::kRoot; }
+    static constexpr TrieBuilder::Node kRoot = TrieBuilder::kRoot;
+    static constexpr TrieBuilder::Node none() { return TrieBuilder::kNone; }
     TrieBuilder::Node child(TrieBuilder::Node node, char32_t c) const { return trie.child(node, c); }
-    static bool exists(TrieBuilder::Node node) { return node != TrieBuilder::kNone; }
     double log_total() const { return std::log(static_cast<double>(total)); }
-    double score(TrieBuilder::Node node) const {
-        const int64_t frequency = frequencies[node];
+    double value(TrieBuilder::Node node) const {
+        const int64_t frequency = node == none() ? 0 : frequencies[node];
         return frequency ? std::log(static_cast<double>(frequency)) - log_total() : kNoWord;
     }
 
     int64_t frequency(const char32_t* text, int64_t size, int64_t missing) const {
-        auto node = root();
-        for (int64_t i = 0; i < size && exists(node); ++i) node = child(node, text[i]);
-        return exists(node) ? frequencies[node] : missing;
+        auto node = kRoot;
+        for (int64_t i = 0; i < size; ++i) node = child(node, text[i]);
+        return node != none() ? frequencies[node] : missing;
     }
 
     // jieba's suggest_freq: just above the product of the words into which it would be cut without the model.
@@ -103,7 +95,7 @@ struct Jieba::Builder {
             product *= static_cast<double>(known) / static_cast<double>(total);
         };
         std::vector<double> scores(word.size() + 1);
-        std::vector<int32_t> lengths(word.size());
+        std::vector<int32_t> pairs(word.size()), lengths(word.size());
         const auto size = static_cast<int64_t>(word.size());
         for (int64_t i = 0; i < size;) {
             if (!in_block(word[i])) {  // no white space is in a word, so every character is cut off
@@ -113,7 +105,7 @@ struct Jieba::Builder {
             }
             int64_t end = i;
             while (end < size && in_block(word[end])) ++end;
-            best_path(*this, 0.0 - log_total(), word.data() + i, end - i, scores.data(), lengths.data());
+            best_path(*this, 0.0 - log_total(), word.data() + i, end - i, scores.data(), pairs.data(), lengths.data());
             for (int64_t at = i; at < end;) {
                 int64_t next = at + lengths[at - i];
                 if (next == at + 1 && is_english(word[at])) {
@@ -184,16 +176,18 @@ Jieba::Jieba(std::string_view dictionary, const std::vector<UserWord>& user_word
         const uint32_t symbol = builder.trie.symbol(static_cast<int32_t>(node));
         if (parent == TrieBuilder::kNone || !in_block(symbol)) continue;
         mapped[node] = used.add_child(parent, symbol);
-        scores.push_back(builder.score(static_cast<int32_t>(node)));
+        scores.push_back(builder.value(static_cast<int32_t>(node)));
     }
     trie_ = DoubleArray<double>(
-        used, code, [&](uint32_t symbol) { return code_of_[symbol]; }, [&](int32_t node) { return scores[node]; });
+        used, code, [&](uint32_t symbol) { return code_of_[symbol]; }, [&](int32_t node) { return scores[node]; },
+        kNoWord);
     unknown_ = 0.0 - builder.log_total();
 }
 
 void Jieba::cut(const char32_t* text, int64_t size, bool hmm, uint8_t* starts, Workspace& work) const {
     if (static_cast<int64_t>(work.codes.size()) < size) {
         work.codes.resize(size);
+        work.pairs.resize(size);
         work.lengths.resize(size);
         work.scores.resize(size + 1);
     }
@@ -207,7 +201,7 @@ void Jieba::cut(const char32_t* text, int64_t size, bool hmm, uint8_t* starts, W
         }
         int64_t end = i;
         while (end < size && work.codes[end] != kOutside) ++end;
-        best_path(ArrayTrie{trie_}, unknown_, work.codes.data() + i, end - i, work.scores.data() + i,
+        best_path(trie_, unknown_, work.codes.data() + i, end - i, work.scores.data() + i, work.pairs.data() + i,
                   work.lengths.data() + i);
         if (hmm) {
             cut_block_with_model(text, i, end, starts, work);
@@ -251,9 +245,9 @@ void Jieba::cut_block_with_model(const char32_t* text, int64_t begin, int64_t en
 }
 
 bool Jieba::is_word(const uint16_t* codes, int64_t size) const {
-    const auto* cell = trie_.root();
-    for (int64_t i = 0; i < size && cell != nullptr; ++i) cell = trie_.child(cell, codes[i]);
-    return cell != nullptr && cell->value != kNoWord;
+    auto node = trie_.kRoot;
+    for (int64_t i = 0; i < size && node != trie_.none(); ++i) node = trie_.child(node, codes[i]);
+    return trie_.value(node) != kNoWord;
 }
 
 // jieba.finalseg.cut: the model on Chinese characters; numbers and Latin words by a rule.

@@ -34,7 +34,7 @@ class Jieba {
     struct Workspace {
         std::vector<uint16_t> codes;
         std::vector<double> scores;
-        std::vector<int32_t> lengths;
+        std::vector<int32_t> pairs, lengths;
         std::vector<uint8_t> back;
     };
 

@@ -41,40 +41,47 @@ void TextEncoder::add_sentence(const char32_t* text, int64_t begin, int64_t end,
     if (jieba_) {
         word_starts_.resize(end - begin);
         jieba_->cut(text + begin, end - begin, true, word_starts_.data(), work_);
-        // White space belongs to the word after it.
-        for (int64_t i = begin + 1; i < end; ++i) word_starts_[i - begin] &= !is_space(text[i - 1]);
     }
-    // Comparing words, not positions, also places a word right whose first character the tokenizer drops.
+    // Comparing words, not positions, also places a word right whose first character the tokenizer drops. White space
+    // belongs to the word after it.
+    const auto begins_word = [&](int32_t i) { return word_starts_[i] && !is_space(text[begin + i - 1]); };
     const auto other_word = [&](int32_t a, int32_t b) {
+        if (b == a + 1) return begins_word(b);
         const auto [low, high] = std::minmax(a, b);
         for (int32_t i = low + 1; i <= high; ++i) {
-            if (word_starts_[i]) return true;
+            if (begins_word(i)) return true;
         }
         return false;
     };
-    TextCounts& counts = out.counts;
-    const size_t base = out.tokens.size();
-    out.tokens.resize(base + tokens_.size());
-    out.starts.resize(base + tokens_.size());
+    const size_t size = tokens_.size(), base = out.tokens.size();
+    out.tokens.resize(base + size);
+    out.starts.resize(base + size);
+    int32_t* ids = out.tokens.data() + base;
+    uint8_t* starts = out.starts.data() + base;
+    // No branch depends on where words start: nothing could predict it.
+    int64_t words = 0, long_words = 0, unknown = 0;
     bool in_word = false;
+    Token last{0, 0, 0};
     int32_t word_begin = 0;
-    const auto end_word = [&](int32_t word_end) { counts.multi_character_words += in_word && word_end - word_begin > 1; };
-    for (size_t i = 0; i < tokens_.size(); ++i) {
+    for (size_t i = 0; i < size; ++i) {
         const Token token = tokens_[i];
-        const bool starts = !wordpiece_->continues_word(token.id) &&
-                            (i == 0 || !jieba_ || other_word(tokens_[i - 1].begin, token.begin));
-        out.tokens[base + i] = token.id;
-        out.starts[base + i] = starts;
-        counts.unknown_tokens += token.id == wordpiece_->unknown();
-        if (!starts) continue;
-        if (i > 0) end_word(tokens_[i - 1].end);
-        word_begin = token.begin;
-        in_word = true;
-        ++counts.words;
+        const bool other = i == 0 || !jieba_ || other_word(last.begin, token.begin);
+        const bool start = other & !wordpiece_->continues_word(token.id);
+        ids[i] = token.id;
+        starts[i] = start;
+        unknown += token.id == wordpiece_->unknown();
+        words += start;
+        long_words += start & in_word & (last.end - word_begin > 1);
+        word_begin = start ? token.begin : word_begin;
+        in_word |= start;
+        last = token;
     }
-    end_word(tokens_.back().end);
-    counts.tokens += static_cast<int64_t>(tokens_.size());
-    out.lengths.push_back(static_cast<int32_t>(tokens_.size()));
+    TextCounts& counts = out.counts;
+    counts.words += words;
+    counts.multi_character_words += long_words + (in_word & (last.end - word_begin > 1));
+    counts.unknown_tokens += unknown;
+    counts.tokens += static_cast<int64_t>(size);
+    out.lengths.push_back(static_cast<int32_t>(size));
 }
 
 }  // namespace megatron

@@ -72,23 +72,20 @@ class TrieBuilder {
     std::vector<uint32_t> symbols_;
 };
 
-// A trie in one array (Aoe, 1989): the child of a cell by a code is cells[cell.base + code] if that cell's `check` is
-// the parent. Codes are 1 .. codes - 1, the frequent ones small, so that what is often used lies together.
+// A trie in one array (Aoe, 1989): the child of a node by a code stands at base + code if the label there is the code.
+// That is enough because no two nodes have the same base. Labels are 2 bytes, so that what is asked for in vain, which is
+// most, stays in the cache. Codes are 1 .. codes - 1, the frequent ones small: what is often asked for lies together.
 template <typename Value>
 class DoubleArray {
   public:
-    struct Cell {
-        int32_t base;   // kLeaf: no child
-        int32_t check;  // place of the parent; kFree for a cell that is not used
-        Value value;
-    };
-    static constexpr int32_t kLeaf = -1, kFree = -1;
+    using Node = int32_t;  // its place
+    static constexpr Node kRoot = 0;
 
     DoubleArray() = default;
 
-    // `code_of(symbol)` in [1, codes); `value_of(node)` of the builder's node.
+    // `code_of(symbol)` in [1, codes); `value_of(node)` of the builder's node; `nothing`: the value of none().
     template <typename CodeOf, typename ValueOf>
-    DoubleArray(const TrieBuilder& trie, uint32_t codes, CodeOf code_of, ValueOf value_of) : codes_(codes) {
+    DoubleArray(const TrieBuilder& trie, uint32_t codes, CodeOf code_of, ValueOf value_of, const Value& nothing) {
         const auto nodes = static_cast<int32_t>(trie.size());
         std::vector<int32_t> first(nodes + 1, 0), children(nodes - 1), order(nodes);
         for (int32_t node = 1; node < nodes; ++node) ++first[trie.parent(node) + 1];
@@ -100,7 +97,7 @@ class DoubleArray {
         std::stable_sort(order.begin(), order.end(),
                          [&](int32_t a, int32_t b) { return first[a + 1] - first[a] > first[b + 1] - first[b]; });
 
-        std::vector<int32_t> place(nodes, 0), base(nodes, kLeaf), family;
+        std::vector<int32_t> place(nodes, 0), base(nodes, kNoChild), family;
         Gaps gaps(static_cast<int32_t>(codes));
         for (const int32_t node : order) {
             family.clear();
@@ -113,23 +110,25 @@ class DoubleArray {
                 place[children[i]] = base[node] + static_cast<int32_t>(code_of(trie.symbol(children[i])));
             }
         }
-        // Any base + code must be inside, whatever the code.
-        cells_.assign(gaps.used() + codes, Cell{kLeaf, kFree, Value{}});
+        // Any base + code must be inside, whatever the code; where nodes without children look there are no labels.
+        const int32_t used = none_ = gaps.used();
+        labels_.assign(used + codes, 0);
+        entries_.assign(used + 1, Entry{used, nothing});
         for (int32_t node = 0; node < nodes; ++node) {
-            cells_[place[node]] = {base[node], node ? place[trie.parent(node)] : kFree, value_of(node)};
+            entries_[place[node]] = {base[node] == kNoChild ? used : base[node], value_of(node)};
+            if (node) labels_[place[node]] = static_cast<uint16_t>(code_of(trie.symbol(node)));
         }
     }
 
-    const Cell* root() const { return cells_.data(); }
-
-    // The child of a cell, or null. code < codes.
-    const Cell* child(const Cell* cell, uint32_t code) const {
-        if (cell->base == kLeaf) return nullptr;
-        const Cell* next = &cells_[static_cast<size_t>(cell->base) + code];
-        return next->check == cell - cells_.data() ? next : nullptr;
+    // The child of a node by a code below `codes`; none() if there is none, and of none().
+    Node child(Node node, uint32_t code) const {
+        const Node next = entries_[node].base + static_cast<Node>(code);
+        // Without a branch: half the time there is one, half the time not.
+        return none_ ^ ((next ^ none_) & -static_cast<Node>(labels_[next] == code));
     }
 
-    uint32_t codes() const { return codes_; }
+    Node none() const { return none_; }
+    const Value& value(Node node) const { return entries_[node].value; }
 
   private:
     // The free cells, as a list in ascending order that starts at cell 0, the root. Its last cell is never taken.
@@ -151,6 +150,7 @@ class DoubleArray {
                 cell = next_[cell];
             }
             const int32_t base = cell - lowest;
+            bases_[base] = true;
             for (const int32_t code : family) {
                 remove(base + code);
                 beyond_ = std::max(beyond_, base + code);
@@ -167,7 +167,7 @@ class DoubleArray {
         int32_t size() const { return static_cast<int32_t>(next_.size()); }
 
         bool fits(const std::vector<int32_t>& family, int32_t base) const {
-            if (base < 0) return false;
+            if (base < 0 || bases_[base]) return false;
             return std::all_of(family.begin(), family.end(), [&](int32_t code) { return free_[base + code]; });
         }
 
@@ -183,6 +183,7 @@ class DoubleArray {
             next_.resize(end);
             previous_.resize(end);
             free_.resize(end, true);
+            bases_.resize(end, false);
             for (int32_t cell = begin; cell < end; ++cell) {
                 next_[cell] = cell + 1;
                 previous_[cell] = cell - 1;
@@ -194,11 +195,19 @@ class DoubleArray {
         int32_t beyond_ = 0;  // the last cell taken
         size_t last_size_ = 0;
         std::vector<int32_t> next_, previous_;
-        std::vector<bool> free_;
+        std::vector<bool> free_, bases_;  // whether a cell is free; whether it is a family's base
     };
 
-    uint32_t codes_ = 0;
-    std::vector<Cell> cells_;
+    static constexpr int32_t kNoChild = -1;
+
+    struct Entry {
+        int32_t base;
+        Value value;
+    };
+
+    Node none_ = 0;
+    std::vector<uint16_t> labels_;
+    std::vector<Entry> entries_;
 };
 
 }  // namespace megatron
