@@ -14,6 +14,7 @@
 
 #include "bind_text.h"
 #include "jieba.h"
+#include "json_line.h"
 #include "sentences.h"
 #include "text_encoder.h"
 #include "wordpiece.h"
@@ -207,6 +208,35 @@ class ArrayEncoder {
         return to_tuple(std::move(out));
     }
 
+    py::object encode_lines(const py::sequence& lines, const std::vector<py::str>& keys) {
+        const py::tuple kept(lines);
+        std::vector<std::string_view> views;
+        for (const py::handle& line : kept) {
+            if (!PyBytes_Check(line.ptr())) return py::none();
+            views.emplace_back(PyBytes_AS_STRING(line.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(line.ptr())));
+        }
+        const auto names = all_characters(keys);
+        std::vector<EncodedTexts> out(keys.size());
+        bool usual = true;
+        {
+            py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            std::vector<std::u32string> texts;
+            for (const std::string_view line : views) {
+                const LineKind kind = read_json_line(line, names, texts);
+                usual = kind != LineKind::kUnusual;
+                if (!usual) break;
+                for (size_t i = 0; kind == LineKind::kTexts && i < texts.size(); ++i) {
+                    encoder_.add(texts[i].data(), static_cast<int64_t>(texts[i].size()), out[i]);
+                }
+            }
+        }
+        if (!usual) return py::none();
+        py::list columns;
+        for (EncodedTexts& column : out) columns.append(to_tuple(std::move(column)));
+        return columns;
+    }
+
   private:
     static py::tuple to_tuple(EncodedTexts out) {
         const TextCounts& c = out.counts;
@@ -258,7 +288,9 @@ void bind_text(py::module_& m) {
         .def(py::init<std::shared_ptr<WordPiece>, std::shared_ptr<Jieba>, std::shared_ptr<SentenceRules>>(),
              py::kw_only(), py::arg("wordpiece"), py::arg("jieba"), py::arg("rules"))
         .def("encode", &ArrayEncoder::encode, py::arg("documents"),
-             "(tokens int32, lengths int32, documents int64, word starts bool, counts) of a sequence of str");
+             "(tokens int32, lengths int32, documents int64, word starts bool, counts) of a sequence of str")
+        .def("encode_lines", &ArrayEncoder::encode_lines, py::arg("lines"), py::arg("keys"),
+             "The same for each key of lines of JSON (bytes); None if a line is malformed or unusual.");
 }
 
 }  // namespace megatron

@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 openmp: bool
 
+EncodedTexts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], dict[str, int]]
+
 class PieceRule:
     def __init__(self, *, longest: int, slice: int, fewest: int) -> None: ...
 
@@ -78,9 +80,8 @@ class SentenceRules:
 
 class TextEncoder:
     def __init__(self, *, wordpiece: WordPiece, jieba: Jieba | None, rules: SentenceRules | None) -> None: ...
-    def encode(
-        self, documents: Sequence[str]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], dict[str, int]]: ...
+    def encode(self, documents: Sequence[str]) -> EncodedTexts: ...
+    def encode_lines(self, lines: Sequence[bytes | None], keys: Sequence[str]) -> list[EncodedTexts] | None: ...
 
 class SharedGroup:
     def __init__(

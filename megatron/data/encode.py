@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron._C import Jieba, TextEncoder
-from megatron.data.corpus import BadLine, Block, parse_block
+from megatron.data.corpus import COMPRESSIONS, BadLine, Block, parse_block
 from megatron.data.segmenter import Segmenter, align, load_segmenter
 from megatron.data.text import sentence_rules, split_sentences
 from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from megatron._C import EncodedTexts
+
+PLAIN_TEXT = tuple(f".txt{compression}" for compression in COMPRESSIONS)
 
 
 @dataclass(kw_only=True)
@@ -68,29 +73,38 @@ def make_encoder(
 ) -> Callable[[Block], EncodedBlock]:
     """A function from a block of lines to its tokens, with the tokenizer and the segmenter loaded once."""
     tokenizer = load_tokenizer(tokenizer_type, vocab_file, tokenizer_model)
-    encode_texts = document_encoder(tokenizer, load_segmenter(segmenter, user_dict), split=split)
+    cut = load_segmenter(segmenter, user_dict)
+    compiled = compiled_encoder(tokenizer, cut, split=split)
 
     def encode(block: Block) -> EncodedBlock:
+        if compiled is not None and not block.path.endswith(PLAIN_TEXT):
+            encoded = compiled.encode_lines(block.lines, keys)
+            if encoded is not None:
+                return EncodedBlock(columns=tuple(map(to_column, encoded)), bad_lines=(), bytes_read=block.bytes_read)
         documents, bad = parse_block(block, keys)
-        columns = tuple(encode_texts([texts[i] for texts in documents]) for i in range(len(keys)))
-        return EncodedBlock(columns=columns, bad_lines=tuple(bad), bytes_read=block.bytes_read)
+        columns = []
+        for i in range(len(keys)):
+            texts = [document[i] for document in documents]
+            if compiled is not None:
+                columns.append(to_column(compiled.encode(texts)))
+            else:
+                columns.append(encode_documents(texts, tokenizer, cut, split=split))
+        return EncodedBlock(columns=tuple(columns), bad_lines=tuple(bad), bytes_read=block.bytes_read)
 
     return encode
 
 
-def document_encoder(
-    tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
-) -> Callable[[Sequence[str]], Column]:
-    """`encode_documents` for many calls: in C++ for WordPiece with jieba's words or none."""
+def compiled_encoder(tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool) -> TextEncoder | None:
+    """`encode_documents` in C++, for WordPiece with jieba's words or none; None for others."""
     if tokenizer.wordpiece is None or not (segmenter is None or isinstance(segmenter, Jieba)):
-        return partial(encode_documents, tokenizer=tokenizer, segmenter=segmenter, split=split)
-    encoder = TextEncoder(wordpiece=tokenizer.wordpiece, jieba=segmenter, rules=sentence_rules() if split else None)
+        return None
+    return TextEncoder(wordpiece=tokenizer.wordpiece, jieba=segmenter, rules=sentence_rules() if split else None)
 
-    def encode(documents: Sequence[str]) -> Column:
-        tokens, lengths, sentences, starts, counts = encoder.encode(documents)
-        return Column(tokens=tokens, lengths=lengths, documents=sentences, word_starts=starts, counts=Counts(**counts))
 
-    return encode
+def to_column(encoded: EncodedTexts) -> Column:
+    """What C++ gives for the documents under one key."""
+    tokens, lengths, documents, starts, counts = encoded
+    return Column(tokens=tokens, lengths=lengths, documents=documents, word_starts=starts, counts=Counts(**counts))
 
 
 def encode_documents(
@@ -98,7 +112,7 @@ def encode_documents(
 ) -> Column:
     """Tokens and word starts of documents; sentences and documents without a token are left out.
 
-    For any tokenizer and segmenter, in Python: it says what the C++ of `document_encoder` must give.
+    For any tokenizer and segmenter, in Python: it says what `compiled_encoder` must give.
     """
     split_documents = [split_sentences(text) if split else [text] for text in documents]
     sentences = [sentence for parts in split_documents for sentence in parts]

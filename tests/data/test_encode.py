@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron.data.encode import Column, Counts, document_encoder, encode_documents
+from megatron.data.corpus import Block
+from megatron.data.encode import Column, Counts, compiled_encoder, encode_documents, make_encoder, to_column
 from megatron.data.segmenter import Segmenter, load_segmenter
 from megatron.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 
@@ -41,6 +42,14 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module", params=["none", "jieba"])
 def segmenter(request: pytest.FixtureRequest) -> Segmenter | None:
     return load_segmenter(request.param)
+
+
+def document_encoder(
+    tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
+) -> Callable[[Sequence[str]], Column]:
+    encoder = compiled_encoder(tokenizer, segmenter, split=split)
+    assert encoder is not None
+    return lambda documents: to_column(encoder.encode(documents))
 
 
 def assert_equal(actual: Column, expected: Column) -> None:
@@ -111,3 +120,99 @@ def test_threads_share_an_encoder(tokenizer: Tokenizer, segmenter: Segmenter | N
     assert len(results) == 4
     for result in results:
         assert_equal(result, expected)
+
+
+JSON_LINES = [
+    '{"text": "我们在动物园。", "n": 1}',
+    ' {"n": [1, {"a": [-0.5e+3, 10E2, true, false, null, "]"]}], "text":"a\\n\\"b\\\\\\u6211\\ud83d\\ude00\\/"} \r',
+    '{"text": "first", "text": "é𠀀last"}',
+    '{"te\\u0078t": "escaped key"}',
+    '{"text": ""}',
+    "  ",
+    "",
+]
+ODD_LINES = [
+    *('{"text": "a"', '{"text": "a"} x', '{"text": "a",}', '{"text" "a"}', "{'text': 'a'}", "[1]", "{}", '{"x": "a"}'),
+    *('{"text": 1}', '{"text": "\\ud800"}', '{"text": "\\udc00\\ud800"}', '{"text": "\\x"}', '{"text": "\\u12g4"}'),
+    *('{"text": "a\x00"}', '{"text": "a\tb"}', '{"text": "a", "n": NaN}', '{"text": "a", "n": 01}', "\u3000"),
+    *('{"text": "a", "n": 1.}', '{"text": "a", "n": -}', '{"text": "a", "n": 1e}', '{"text": "a", "n": tru}', "\x0c"),
+    '{"text": "a", "n": ' + "[" * 5000 + "]" * 5000 + "}",
+    '{"text": "a", "n": ' + "1" * 5000 + "}",
+    '{"text": null, "text": "a"}',
+]
+ODD_BYTES = [
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\xc0\xaf",
+    b"\xe4\xb8",
+    b"\xf4\x90\x80\x80",
+    b"\xf0\x80\x80\xaf",
+    b"\xe0\x80\xaf",
+    b"\x80",
+]
+
+
+@pytest.fixture(scope="module")
+def encode_block(
+    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[bytes], str], object]:
+    """A block to (tokens, counts, bad lines), parsed in C++ or, with a line that is left to Python, in Python."""
+    vocab = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    vocab.write_text("\n".join(tokenizer.tokens), encoding="utf-8")
+    encode = make_encoder(
+        tokenizer_type=tokenizer.kind, vocab_file=str(vocab), tokenizer_model=None, segmenter="none", user_dict=None,
+        split=True, keys=("text",),
+    )  # fmt: skip
+
+    def run(lines: list[bytes], path: str = "a.jsonl") -> object:
+        result = encode(Block(path=path, first_line=2, lines=tuple(lines), bytes_read=0))
+        column = result.columns[0]
+        return column.tokens.tolist(), asdict(column.counts), [bad.line for bad in result.bad_lines]
+
+    return run
+
+
+def test_lines_are_read_as_python_reads_them(
+    encode_block: Callable[[list[bytes], str], object], tokenizer: Tokenizer
+) -> None:
+    compiled = compiled_encoder(tokenizer, None, split=True)
+    assert compiled is not None
+    usual = [line.encode() for line in JSON_LINES]
+    assert compiled.encode_lines(usual, ["text"]) is not None
+    documents = [json.loads(line)["text"] for line in JSON_LINES if line.strip()]
+    expected = encode_documents(documents, tokenizer, None, split=True)
+    assert encode_block(usual, "a.jsonl") == (expected.tokens.tolist(), asdict(expected.counts), [])
+    odd = [line.encode() for line in ODD_LINES] + [b'{"text": "' + some + b'"}' for some in ODD_BYTES]
+    for line in odd:
+        assert compiled.encode_lines([*usual, line], ["text"]) is None, line
+    assert compiled.encode_lines([None], ["text"]) is None
+    # A block with such a line: the others are not lost, and it is named.
+    tokens, _, bad = encode_block([usual[0], odd[0], usual[2]], "a.jsonl")
+    assert bad == [3]
+    assert len(tokens) > 7
+
+
+@given(st.binary(max_size=30) | st.text(max_size=10).map(lambda text: json.dumps({"text": text}).encode()))
+@settings(max_examples=500, deadline=None)
+def test_whatever_is_read_is_what_python_reads(tokenizer: Tokenizer, line: bytes) -> None:
+    compiled = compiled_encoder(tokenizer, None, split=False)
+    assert compiled is not None
+    for candidate in (line, b'{"text": "' + line + b'"}'):
+        encoded = compiled.encode_lines([candidate], ["text"])
+        if encoded is not None and candidate.strip():
+            expected = encode_documents([json.loads(candidate)["text"]], tokenizer, None, split=False)
+            assert_equal(to_column(encoded[0]), expected)
+
+
+def test_several_keys(tokenizer: Tokenizer) -> None:
+    compiled = compiled_encoder(tokenizer, None, split=False)
+    assert compiled is not None
+    encoded = compiled.encode_lines(['{"b": "我们", "a": "动物"}'.encode(), b'{"a": "", "b": "the"}'], ["a", "b"])
+    assert encoded is not None
+    assert [column[4]["characters"] for column in encoded] == [2, 5]
+    assert [column[4]["empty_documents"] for column in encoded] == [1, 0]
+
+
+def test_plain_text_that_looks_like_json(encode_block: Callable[[list[bytes], str], object]) -> None:
+    line = b'{"text": "the"}'
+    assert encode_block([line], "a.txt") != encode_block([line], "a.jsonl")
