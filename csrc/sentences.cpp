@@ -84,6 +84,7 @@ class Line {
 
     void find_asides(std::vector<std::pair<Span, bool>>& asides) const {
         for (int64_t i = begin_; i < end_; ++i) {
+            if (!is(i, kOpener)) continue;
             const char32_t c = text_[i];
             const auto found = std::find_if(rules_.asides.begin(), rules_.asides.end(),
                                             [&](const Aside& aside) { return aside.open == c; });

@@ -26,7 +26,7 @@ enum CharacterClass : uint16_t {
     kEllipsis = 1 << 12,
     kCloser = 1 << 13,
     kGoesOn = 1 << 14,
-    kOpener = 1 << 15,
+    kOpener = 1 << 15,  // quotes and brackets, those of asides among them
 };
 
 // Brackets that keep their sentences to themselves if they close within `longest` characters.

@@ -44,8 +44,10 @@ void TextEncoder::add_sentence(const char32_t* text, int64_t begin, int64_t end,
     }
     // Comparing words, not positions, also places a word right whose first character the tokenizer drops. White space
     // belongs to the word after it.
-    const auto begins_word = [&](int32_t i) { return word_starts_[i] && !is_space(text[begin + i - 1]); };
-    const auto other_word = [&](int32_t a, int32_t b) {
+    const uint8_t* word_starts = word_starts_.data();
+    const char32_t* characters = text + begin;
+    const auto begins_word = [=](int32_t i) { return word_starts[i] & !is_space(characters[i - 1]); };
+    const auto other_word = [=](int32_t a, int32_t b) -> bool {
         if (b == a + 1) return begins_word(b);
         const auto [low, high] = std::minmax(a, b);
         for (int32_t i = low + 1; i <= high; ++i) {
@@ -58,18 +60,22 @@ void TextEncoder::add_sentence(const char32_t* text, int64_t begin, int64_t end,
     out.starts.resize(base + size);
     int32_t* ids = out.tokens.data() + base;
     uint8_t* starts = out.starts.data() + base;
+    const Token* tokens = tokens_.data();
+    const uint8_t* continues_word = wordpiece_->continues_word().data();
+    const int32_t unknown_id = wordpiece_->unknown();
+    const bool segmented = jieba_ != nullptr;
     // No branch depends on where words start: nothing could predict it.
     int64_t words = 0, long_words = 0, unknown = 0;
     bool in_word = false;
     Token last{0, 0, 0};
     int32_t word_begin = 0;
     for (size_t i = 0; i < size; ++i) {
-        const Token token = tokens_[i];
-        const bool other = i == 0 || !jieba_ || other_word(last.begin, token.begin);
-        const bool start = other & !wordpiece_->continues_word(token.id);
+        const Token token = tokens[i];
+        const bool other = i == 0 || !segmented || other_word(last.begin, token.begin);
+        const bool start = other & !continues_word[token.id];
         ids[i] = token.id;
         starts[i] = start;
-        unknown += token.id == wordpiece_->unknown();
+        unknown += token.id == unknown_id;
         words += start;
         long_words += start & in_word & (last.end - word_begin > 1);
         word_begin = start ? token.begin : word_begin;

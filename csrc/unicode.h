@@ -9,6 +9,7 @@ namespace megatron {
 
 // Python's str.isspace for one character.
 inline bool is_space(char32_t c) {
+    if (c > 0x3000) return false;
     if (c < 0x80) return c == ' ' || (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x1f);
     if (c < 0x1680) return c == 0x85 || c == 0xa0;
     return c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||

@@ -8,6 +8,7 @@ namespace megatron {
 namespace {
 
 constexpr int32_t kNoId = -1;
+constexpr char32_t kTabled = 1 << 16;  // characters with a place in the table of single ones
 // Kinds of characters in the table of single characters, which has ids from 0 on.
 constexpr int32_t kSpace = -1, kBracket = -2, kInWord = -3;
 constexpr size_t kLongestWord = 100;  // longer ones are unknown, as in the library
@@ -44,7 +45,7 @@ void set_id(TrieBuilder& trie, std::vector<int32_t>& ids, const std::u32string& 
 
 WordPiece::WordPiece(const std::vector<std::u32string>& vocabulary, const std::vector<std::u32string>& special,
                      const std::u32string& unknown, bool lower_case, Library library)
-    : single_(1 << 16, kInWord),
+    : single_(kTabled, kInWord),
       first_ids_{kNoId},
       inside_ids_{kNoId},
       lower_case_(lower_case),
@@ -82,28 +83,34 @@ WordPiece::WordPiece(const std::vector<std::u32string>& vocabulary, const std::v
 
 void WordPiece::encode(const char32_t* text, int64_t begin, int64_t end, std::vector<Token>& tokens) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    const int32_t* single = single_.data();
+    // Room for a token a character; words that come to more make more.
+    size_t size = tokens.size();
+    tokens.resize(size + static_cast<size_t>(end - begin));
     for (int64_t i = begin; i < end;) {
-        const int32_t kind = text[i] < single_.size() ? single_[text[i]] : kInWord;
+        const int32_t kind = text[i] < kTabled ? single[text[i]] : kInWord;
         const auto at = static_cast<int32_t>(i - begin);
         if (kind >= 0) {
-            tokens.push_back({kind, at, at + 1});
+            tokens[size++] = {kind, at, at + 1};
             ++i;
         } else if (kind == kSpace) {
             ++i;
         } else if (kind == kBracket) {
             const Special* found = special_at(text + i, end - i);
-            tokens.push_back({found->id, at, at + static_cast<int32_t>(found->token.size())});
+            tokens[size++] = {found->id, at, at + static_cast<int32_t>(found->token.size())};
             i += static_cast<int64_t>(found->token.size());
         } else {
             int64_t last = i + 1;
-            while (last < end && (text[last] >= single_.size() || single_[text[last]] == kInWord)) ++last;
+            while (last < end && (text[last] >= kTabled || single[text[last]] == kInWord)) ++last;
             const Remembered word = look_up(text + i, last - i);
+            tokens.resize(std::max(tokens.size(), size + word.count + static_cast<size_t>(end - last)));
             for (uint32_t k = word.first; k < word.first + word.count; ++k) {
-                tokens.push_back({pool_[k].id, at + pool_[k].begin, at + pool_[k].end});
+                tokens[size++] = {pool_[k].id, at + pool_[k].begin, at + pool_[k].end};
             }
             i = last;
         }
     }
+    tokens.resize(size);
 }
 
 const WordPiece::Special* WordPiece::special_at(const char32_t* text, int64_t size) const {

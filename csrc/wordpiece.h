@@ -32,7 +32,8 @@ class WordPiece {
     void encode(const char32_t* text, int64_t begin, int64_t end, std::vector<Token>& tokens);
 
     int32_t unknown() const { return unknown_; }
-    bool continues_word(int32_t id) const { return continues_word_[id]; }
+    // For each id, whether the token starts with "##".
+    const std::vector<uint8_t>& continues_word() const { return continues_word_; }
 
   private:
     struct Special {
@@ -51,7 +52,7 @@ class WordPiece {
     std::vector<int32_t> single_;  // [65536]: id of a character that is always a token of its own, or a kind of others
     TrieBuilder first_, inside_;   // tokens that start a word; tokens after "##"
     Ids first_ids_, inside_ids_;
-    std::vector<bool> continues_word_;
+    std::vector<uint8_t> continues_word_;
     std::vector<Special> special_;
     int32_t unknown_ = 0;
     bool lower_case_;
