@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <unordered_map>
 #include <utility>
 
 #include "unicode.h"
@@ -23,7 +24,8 @@ bool is_english(char32_t c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <=
 
 // jieba's re_han_default: what the dictionary is asked about.
 bool in_block(char32_t c) {
-    return is_han(c) || is_english(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' || c == '-';
+    return is_han(c) || is_english(c) || c == '+' || c == '#' || c == '&' || c == '.' || c == '_' || c == '%' ||
+           c == '-';
 }
 
 // The best path through a dictionary: lengths[i] of the word that starts at i if one does. `Trie` has kRoot, none(),
@@ -56,6 +58,17 @@ void best_path(const Trie& trie, double unknown, const Symbol* text, int64_t siz
         lengths[begin] = found ? static_cast<int32_t>(longest - begin) : 1;
     }
 }
+
+// The double array as `best_path` takes it.
+struct Dictionary {
+    using Node = DoubleArray<uint32_t>::Node;
+    static constexpr Node kRoot = DoubleArray<uint32_t>::kRoot;
+    const DoubleArray<uint32_t>& trie;
+    const std::vector<double>& log_probabilities;
+    Node none() const { return trie.none(); }
+    Node child(Node node, uint16_t code) const { return trie.child(node, code); }
+    double value(Node node) const { return log_probabilities[trie.value(node)]; }
+};
 
 }  // namespace
 
@@ -141,7 +154,8 @@ Jieba::Jieba(std::string_view dictionary, const std::vector<UserWord>& user_word
             frequency = frequency * 10 + (line[i] - '0');
         }
         if (space == 0 || i == digits || (i < line.size() && line[i] != ' ' && line[i] != '\r')) {
-            throw std::invalid_argument("jieba: line " + std::to_string(number) + " of the dictionary is no WORD FREQUENCY");
+            throw std::invalid_argument("jieba: line " + std::to_string(number) +
+                                        " of the dictionary is no WORD FREQUENCY");
         }
         builder.set(decode_utf8(line.substr(0, space)), frequency);
     }
@@ -168,7 +182,9 @@ Jieba::Jieba(std::string_view dictionary, const std::vector<UserWord>& user_word
 
     // Words with other characters are never asked for: blocks end at these. Only the total knows them.
     TrieBuilder used;
-    std::vector<double> scores{kNoWord};
+    log_probabilities_ = {kNoWord};
+    std::unordered_map<double, uint32_t> places{{kNoWord, 0}};
+    std::vector<uint32_t> place_of{0};
     std::vector<TrieBuilder::Node> mapped(builder.trie.size(), TrieBuilder::kNone);
     mapped[0] = TrieBuilder::kRoot;
     for (size_t node = 1; node < builder.trie.size(); ++node) {
@@ -176,11 +192,13 @@ Jieba::Jieba(std::string_view dictionary, const std::vector<UserWord>& user_word
         const uint32_t symbol = builder.trie.symbol(static_cast<int32_t>(node));
         if (parent == TrieBuilder::kNone || !in_block(symbol)) continue;
         mapped[node] = used.add_child(parent, symbol);
-        scores.push_back(builder.value(static_cast<int32_t>(node)));
+        const auto [found, is_new] = places.emplace(builder.value(static_cast<int32_t>(node)), places.size());
+        if (is_new) log_probabilities_.push_back(found->first);
+        place_of.push_back(found->second);
     }
-    trie_ = DoubleArray<double>(
-        used, code, [&](uint32_t symbol) { return code_of_[symbol]; }, [&](int32_t node) { return scores[node]; },
-        kNoWord);
+    trie_ = DoubleArray<uint32_t>(
+        used, code, [&](uint32_t symbol) { return code_of_[symbol]; }, [&](int32_t node) { return place_of[node]; },
+        0);
     unknown_ = 0.0 - builder.log_total();
 }
 
@@ -192,6 +210,7 @@ void Jieba::cut(const char32_t* text, int64_t size, bool hmm, uint8_t* starts, W
         work.scores.resize(size + 1);
     }
     std::fill(starts, starts + size, uint8_t{0});
+    const Dictionary dictionary{trie_, log_probabilities_};
     for (int64_t i = 0; i < size; ++i) work.codes[i] = text[i] < code_of_.size() ? code_of_[text[i]] : kOutside;
     for (int64_t i = 0; i < size;) {
         if (work.codes[i] == kOutside) {
@@ -201,7 +220,7 @@ void Jieba::cut(const char32_t* text, int64_t size, bool hmm, uint8_t* starts, W
         }
         int64_t end = i;
         while (end < size && work.codes[end] != kOutside) ++end;
-        best_path(trie_, unknown_, work.codes.data() + i, end - i, work.scores.data() + i, work.pairs.data() + i,
+        best_path(dictionary, unknown_, work.codes.data() + i, end - i, work.scores.data() + i, work.pairs.data() + i,
                   work.lengths.data() + i);
         if (hmm) {
             cut_block_with_model(text, i, end, starts, work);
@@ -247,7 +266,7 @@ void Jieba::cut_block_with_model(const char32_t* text, int64_t begin, int64_t en
 bool Jieba::is_word(const uint16_t* codes, int64_t size) const {
     auto node = trie_.kRoot;
     for (int64_t i = 0; i < size && node != trie_.none(); ++i) node = trie_.child(node, codes[i]);
-    return trie_.value(node) != kNoWord;
+    return trie_.value(node) != 0;
 }
 
 // jieba.finalseg.cut: the model on Chinese characters; numbers and Latin words by a rule.

@@ -55,7 +55,8 @@ class Jieba {
     bool is_word(const uint16_t* codes, int64_t size) const;
 
     std::vector<uint16_t> code_of_;  // [65536]: 0 outside of blocks, kUnknown in no word, else a code of the trie
-    DoubleArray<double> trie_;       // log probability of a word; kNoWord for a mere beginning of words
+    DoubleArray<uint32_t> trie_;     // for a word the place of its log probability; 0 for a mere beginning of words
+    std::vector<double> log_probabilities_;  // all different: few enough to stay in the cache
     double unknown_ = 0;             // log probability of a character that is no word
     HiddenMarkovModel model_;
     std::unordered_set<std::u32string> split_words_;  // words of frequency 0: the model may not make them

@@ -151,13 +151,17 @@ class Line {
         const bool ascii = std::all_of(token.begin(), token.end(), [](char32_t c) { return c < 0x80; });
         const bool spaced = is(end, kWhite);
         if (!spaced && !is(end, kHan)) return false;
-        if (!spaced && !closed && !token.empty() && (is(last - 1, kDigit) || (ascii && token.size() == 1))) return false;
+        if (!spaced && !closed && !token.empty() && (is(last - 1, kDigit) || (ascii && token.size() == 1))) {
+            return false;
+        }
         if (is_list_number(begin, mark)) return false;
         const std::u32string key = lower(token);
         if (rules_.ends_like_a_word.count(key)) return true;
         if (rules_.before_name.count(key)) return false;
         if (rules_.before_number.count(key) && !word.empty() && rules_.classes[word[0]] & kDigit) return false;
-        if (rules_.may_end.count(key) || (ascii && is_initials(token))) return rules_.first_words.count(lower(word)) > 0;
+        if (rules_.may_end.count(key) || (ascii && is_initials(token))) {
+            return rules_.first_words.count(lower(word)) > 0;
+        }
         return true;
     }
 
