@@ -73,8 +73,8 @@ class TrieBuilder {
 };
 
 // A trie in one array (Aoe, 1989): the child of a node by a code stands at base + code if the label there is the code.
-// That is enough because no two nodes have the same base. Labels are 2 bytes, so that what is asked for in vain, which
-// is most, stays in the cache. Codes are 1 .. codes - 1, the frequent ones small: what is often asked for lies together.
+// That is enough because no two nodes have the same base. Labels are 2 bytes, so that what is asked for in vain (most
+// is) stays in the cache. Codes are 1 .. codes - 1, the frequent ones small: what is often asked for lies together.
 template <typename Value>
 class DoubleArray {
   public:
