@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bind_samples.h"
+#include "bind_text.h"
 #include "dropout.h"
 #include "shared_group.h"
 
@@ -49,6 +50,7 @@ void check_length(int64_t length) {
 
 PYBIND11_MODULE(_C, m) {
     using namespace megatron;
+    bind_text(m);
     m.doc() = "Compiled helpers: sample index, batch assembly, blending, dropout. Checked wrappers are in megatron.";
 #ifdef _OPENMP
     m.attr("openmp") = true;

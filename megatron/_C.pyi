@@ -1,9 +1,11 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 openmp: bool
+
+EncodedTexts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], dict[str, int]]
 
 class PieceRule:
     def __init__(self, *, longest: int, slice: int, fewest: int, full_sentences: bool) -> None: ...
@@ -43,6 +45,52 @@ class Assembler:
     def assemble(self, first: int, count: int) -> tuple[NDArray[np.int64], ...]: ...
     def locate(self, sample: int) -> tuple[int, list[int]]: ...
     def taken(self, count: int) -> list[int]: ...
+
+class Jieba:
+    def __init__(
+        self,
+        *,
+        dictionary: bytes,
+        user_words: Sequence[tuple[str, int | None]],
+        start: NDArray[np.float64],
+        transition: NDArray[np.float64],
+        emission: NDArray[np.float64],
+    ) -> None: ...
+    def __call__(self, text: str) -> list[str]: ...
+
+class WordPiece:
+    def __init__(
+        self,
+        *,
+        vocabulary: Sequence[str],
+        special: Sequence[str],
+        unknown: str,
+        lower_case: bool,
+        library: Callable[[str], tuple[list[int], list[tuple[int, int]]]],
+    ) -> None: ...
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+class SentenceRules:
+    def __init__(
+        self,
+        *,
+        classes: NDArray[np.uint16],
+        asides: Sequence[tuple[str, str, int, bool]],
+        before_name: Sequence[str],
+        before_number: Sequence[str],
+        may_end: Sequence[str],
+        ends_like_a_word: Sequence[str],
+        first_words: Sequence[str],
+        numerals: str,
+        longest_word: int,
+        most_closers: int,
+    ) -> None: ...
+    def split(self, text: str) -> list[str]: ...
+
+class TextEncoder:
+    def __init__(self, *, wordpiece: WordPiece, jieba: Jieba | None, rules: SentenceRules | None) -> None: ...
+    def encode(self, documents: Sequence[str]) -> EncodedTexts: ...
+    def encode_lines(self, lines: Sequence[bytes | None], keys: Sequence[str]) -> list[EncodedTexts] | None: ...
 
 class SharedGroup:
     def __init__(

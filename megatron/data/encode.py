@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron.data.corpus import BadLine, Block, parse_block
+from megatron._C import Jieba, TextEncoder
+from megatron.data.corpus import COMPRESSIONS, BadLine, Block, parse_block
 from megatron.data.segmenter import Segmenter, align, load_segmenter
-from megatron.data.text import split_sentences
+from megatron.data.text import sentence_rules, split_sentences
 from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from megatron._C import EncodedTexts
+
+PLAIN_TEXT = tuple(f".txt{compression}" for compression in COMPRESSIONS)
 
 
 @dataclass(kw_only=True)
@@ -67,21 +74,46 @@ def make_encoder(
     """A function from a block of lines to its tokens, with the tokenizer and the segmenter loaded once."""
     tokenizer = load_tokenizer(tokenizer_type, vocab_file, tokenizer_model)
     cut = load_segmenter(segmenter, user_dict)
+    compiled = compiled_encoder(tokenizer, cut, split=split)
 
     def encode(block: Block) -> EncodedBlock:
+        if compiled is not None and not block.path.endswith(PLAIN_TEXT):
+            encoded = compiled.encode_lines(block.lines, keys)
+            if encoded is not None:
+                return EncodedBlock(columns=tuple(map(to_column, encoded)), bad_lines=(), bytes_read=block.bytes_read)
         documents, bad = parse_block(block, keys)
-        columns = [
-            encode_documents([texts[i] for texts in documents], tokenizer, cut, split=split) for i in range(len(keys))
-        ]
+        columns = []
+        for i in range(len(keys)):
+            texts = [document[i] for document in documents]
+            if compiled is not None:
+                columns.append(to_column(compiled.encode(texts)))
+            else:
+                columns.append(encode_documents(texts, tokenizer, cut, split=split))
         return EncodedBlock(columns=tuple(columns), bad_lines=tuple(bad), bytes_read=block.bytes_read)
 
     return encode
 
 
+def compiled_encoder(tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool) -> TextEncoder | None:
+    """`encode_documents` in C++, for WordPiece with jieba's words or none; None for others."""
+    if tokenizer.wordpiece is None or not (segmenter is None or isinstance(segmenter, Jieba)):
+        return None
+    return TextEncoder(wordpiece=tokenizer.wordpiece, jieba=segmenter, rules=sentence_rules() if split else None)
+
+
+def to_column(encoded: EncodedTexts) -> Column:
+    """What C++ gives for the documents under one key."""
+    tokens, lengths, documents, starts, counts = encoded
+    return Column(tokens=tokens, lengths=lengths, documents=documents, word_starts=starts, counts=Counts(**counts))
+
+
 def encode_documents(
     documents: Sequence[str], tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
 ) -> Column:
-    """Tokens and word starts of documents; sentences and documents without a token are left out."""
+    """Tokens and word starts of documents; sentences and documents without a token are left out.
+
+    For any tokenizer and segmenter, in Python: it says what `compiled_encoder` must give.
+    """
     split_documents = [split_sentences(text) if split else [text] for text in documents]
     sentences = [sentence for parts in split_documents for sentence in parts]
     encoded = tokenizer.encode_batch(sentences)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron.data.jieba_words import load_jieba
 from megatron.data.tokenizer import Encoded
 from megatron.errors import UserError
 
@@ -25,7 +26,7 @@ Segmenter = Callable[[str], list[str]]
 def load_segmenter(kind: str, user_dict: str | Path | None = None) -> Segmenter | None:
     """The segmenter of `--segmenter`, with the words of a jieba user dictionary; None for "none".
 
-    jieba defines what is right; rjieba is its port to Rust, some 15 times faster, and differs in a few words.
+    "jieba" cuts exactly as that package, in C++; rjieba is its port to Rust, which differs in a few words.
     Raises `UserError` for an unknown kind, a package that is not installed, and a bad dictionary (file and line).
     """
     if kind not in SEGMENTERS:
@@ -35,24 +36,18 @@ def load_segmenter(kind: str, user_dict: str | Path | None = None) -> Segmenter 
             raise UserError("--user-dict needs a segmenter; add --segmenter jieba or rjieba")
         return None
     words = read_user_dict(Path(user_dict)) if user_dict is not None else []
+    if kind == "jieba":
+        jieba: Segmenter = load_jieba([(word, frequency) for word, frequency, _ in words])
+        return jieba
     try:
-        package = importlib.import_module(kind)
+        package = importlib.import_module("rjieba")
     except ImportError:
-        raise UserError(f"--segmenter {kind} needs the package {kind}; install it or choose another") from None
-    if kind == "rjieba":
-        rjieba = package.Jieba()
-        for word, frequency, tag in words:
-            rjieba.add_word(word, frequency, tag)
-        cut: Segmenter = rjieba.cut
-        return cut
-    jieba = package.Tokenizer()
-    # Loaded here because jieba itself would trust a marshal file of anyone in the shared temporary folder.
-    jieba.FREQ, jieba.total = jieba.gen_pfdict(jieba.get_dict_file())
-    jieba.initialized = True
+        raise UserError("--segmenter rjieba needs the package rjieba; install it or choose jieba") from None
+    rjieba = package.Jieba()
     for word, frequency, tag in words:
-        jieba.add_word(word, frequency, tag)
-    lcut: Segmenter = jieba.lcut
-    return lcut
+        rjieba.add_word(word, frequency, tag)
+    cut: Segmenter = rjieba.cut
+    return cut
 
 
 def read_user_dict(path: Path) -> list[tuple[str, int | None, str | None]]:

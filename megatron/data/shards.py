@@ -12,7 +12,7 @@ from megatron.data.cleaning import Removed, clean_documents, make_character_clea
 from megatron.data.corpus import BadLine, parse_documents, read_range
 from megatron.data.decisions import load_boilerplate, load_decisions
 from megatron.data.division import Shard
-from megatron.data.encode import Column, Counts, encode_documents
+from megatron.data.encode import Column, Counts, compiled_encoder, encode_documents, to_column
 from megatron.data.indexed import IndexedWriter
 from megatron.data.preprocess_config import PreprocessConfig
 from megatron.data.progress import Progress, make_progress
@@ -37,7 +37,11 @@ def make_shard_encoder(
     boilerplate = [load_boilerplate(survey, i) for i in range(len(config.json_keys))]
     progress = make_progress(store.folder)
 
+    compiled = compiled_encoder(tokenizer, cut, split=config.split_sentences)
+
     def encode(texts: Sequence[str]) -> Column:
+        if compiled is not None:
+            return to_column(compiled.encode(list(texts)))
         return encode_documents(texts, tokenizer, cut, split=config.split_sentences)
 
     def encode_shard(shard: Shard) -> Record:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from megatron._C import WordPiece
 from megatron.errors import UserError
 
 WORDPIECE_KINDS = ("BertWordPieceCase", "BertWordPieceLowerCase")
@@ -46,6 +47,8 @@ class Tokenizer:
     """Ids that may replace a masked token: no special token, no [unusedN]."""
     encode_batch: Callable[[Sequence[str]], list[Encoded]] = field(repr=False)
     """Texts to ids, without special tokens and without truncation."""
+    wordpiece: WordPiece | None = field(default=None, repr=False)
+    """The same for whole corpora, in C++; None for SentencePiece."""
 
     @property
     def vocab_size(self) -> int:
@@ -105,7 +108,19 @@ def _load_wordpiece(kind: str, path: Path) -> Tokenizer:
         encodings = backend.encode_batch(list(texts), add_special_tokens=False)
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
-    return _tokenizer(kind, path, tokens, encode_batch, reserved=frozenset())
+    def encode_word(word: str) -> Encoded:
+        encoding = backend.encode(word, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    tokenizer = _tokenizer(kind, path, tokens, encode_batch, reserved=frozenset())
+    wordpiece = WordPiece(
+        vocabulary=tokens,
+        special=SPECIAL_TOKENS,
+        unknown="[UNK]",
+        lower_case=kind == "BertWordPieceLowerCase",
+        library=encode_word,
+    )
+    return replace(tokenizer, wordpiece=wordpiece)
 
 
 def _read_vocabulary(path: Path) -> tuple[str, ...]:

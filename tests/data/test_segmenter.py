@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jieba
@@ -60,11 +61,91 @@ def test_words_are_the_text(segmenter: Segmenter, text: str) -> None:
     assert "".join(segmenter(text)) == text
 
 
-def test_jieba_words_are_those_of_the_package() -> None:
-    ours = load_segmenter("jieba")
-    assert ours is not None
-    for text in (SENTENCE, "他来到了网易杭研大厦", "小明硕士毕业于中国科学院计算所，后在日本京都大学深造"):
-        assert ours(text) == jieba.lcut(text)
+@pytest.fixture(scope="module")
+def authority() -> Callable[[str], list[str]]:
+    tokenizer = jieba.Tokenizer()
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    cut: Callable[[str], list[str]] = tokenizer.lcut
+    return cut
+
+
+@pytest.fixture(scope="module")
+def ours() -> Segmenter:
+    loaded = load_segmenter("jieba")
+    assert loaded is not None
+    return loaded
+
+
+# Words that the dictionary has not, names, numbers and their signs, blocks that end in the middle.
+JIEBA_TEXT = st.lists(
+    st.sampled_from(
+        [
+            "杭研大厦",
+            "石墨烯",
+            "李小福",
+            "一二三",
+            "3.14%",
+            "-1.5",
+            "C++",
+            "T恤",
+            "a.b",
+            "B超",
+            "卡拉OK",
+            "\r\n",
+            "\r\r\n",
+            "龥",
+        ]
+    )
+    | st.sampled_from([*"的了是我中国人大小学生研究命起源.%+#&-_ａ１・鿕鿖龦㐀𠀀\x00\u3000\x85 "])
+    | st.text(max_size=3)
+    | st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), max_size=4),
+    max_size=14,
+).map("".join)
+
+
+@given(text=JIEBA_TEXT)
+@settings(max_examples=1000, deadline=None)
+def test_words_are_those_of_jieba(ours: Segmenter, authority: Segmenter, text: str) -> None:
+    assert ours(text) == authority(text)
+
+
+def test_words_are_those_of_jieba_on_real_text(ours: Segmenter, authority: Segmenter, shared_data: Path) -> None:
+    for path in sorted((shared_data / "corpus").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for _ in range(20):
+                text = json.loads(next(lines))["text"][:1500]
+                assert ours(text) == authority(text)
+
+
+def test_user_words_are_those_of_jieba(tmp_path: Path) -> None:
+    """Also rare words, words of other characters, and such as others begin with."""
+    words = [
+        "云计算平台",
+        "的人 3",
+        "野生动物园玩 99999",
+        "中国人民大 0",
+        "小A",
+        "C# 5",
+        "石墨 7",
+        "石墨烯",
+        "·点·",
+        "𠀀字",
+        "龘龘 0",
+    ]
+    (tmp_path / "words.txt").write_text("\n".join(words), encoding="utf-8")
+    loaded = load_segmenter("jieba", tmp_path / "words.txt")
+    theirs = jieba.Tokenizer()
+    theirs.FREQ, theirs.total = theirs.gen_pfdict(theirs.get_dict_file())
+    theirs.initialized = True
+    try:
+        for word in words:
+            theirs.add_word(*word.split())
+        assert loaded is not None
+        for text in ("石墨烯电池与云计算平台", "我们在野生动物园玩小AC#·点·𠀀字", "中国人民大会的人龘龘的石墨"):
+            assert loaded(text) == theirs.lcut(text)
+    finally:
+        jieba.finalseg.Force_Split_Words.clear()
 
 
 def test_chinese_words(segmenter: Segmenter, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron.data.text import split_sentences
+from megatron._C import SentenceRules
+from megatron.data.text import sentence_rules, split_sentences
 
 # Sentences are written with a vertical bar between them; a bar eats the white space beside it.
 CASES = [
@@ -66,6 +67,11 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def rules() -> SentenceRules:
+    return sentence_rules()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_hard_cases(case: str) -> None:
     sentences = [sentence.strip() for sentence in case.split("|")]
@@ -118,11 +124,33 @@ def test_every_full_stop_ends_a_chinese_sentence(sentence: str, number: int) -> 
     assert split_sentences(f"{sentence}。" * number) == [f"{sentence}。"] * number
 
 
-def test_long_hostile_lines_take_linear_time() -> None:
+def test_long_hostile_lines_take_linear_time(rules: SentenceRules) -> None:
     # A quadratic step over these would take minutes.
-    for piece in ("（", '。"', "。", "。 ", "a.", "a. ", "(a.)", "《（", "U.S. ", "…"):
-        text = piece * 50_000
-        assert without_space("".join(split_sentences(text))) == without_space(text)
+    for piece in ("（", '。"', "。", "。 ", "a.", "a. ", "(a.)", "《（", "U.S. ", "…", "1.", "1. "):
+        text = piece * 20_000
+        sentences = split_sentences(text)
+        assert without_space("".join(sentences)) == without_space(text)
+        assert rules.split(text) == sentences
+
+
+PIECES = st.sampled_from(
+    ["Mr.", "No. 5", "U.S.", "3.14", "a.m. The", "Ph.D.", "iv.", "1.2.", "（一）。", "《你好！李", "……", "...", "。”"]
+    + ['!"', "the ", "It's. ", "'?' ", "\u212a.", "İ.", "٣.", "①. ", "é. É", "的"]
+) | st.sampled_from("ⓐ\x1f\u3000\xa0\x85[（")
+
+
+@given(st.lists(PIECES | TEXT, max_size=12).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_the_compiled_rules_are_these(rules: SentenceRules, text: str) -> None:
+    assert rules.split(text) == split_sentences(text)
+
+
+def test_the_compiled_rules_on_real_text(rules: SentenceRules, shared_data: Path) -> None:
+    for path in sorted((shared_data / "corpus").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for _ in range(20):
+                text = json.loads(next(lines))["text"][:5000]
+                assert rules.split(text) == split_sentences(text)
 
 
 def test_real_text(shared_data: Path) -> None:

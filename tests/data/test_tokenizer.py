@@ -63,6 +63,36 @@ def test_ids_equal_hugging_face_on_real_text(shared_data: Path, tmp_path: Path) 
         ours = load_tokenizer(kind, tmp_path / "vocab.txt")
         expected = theirs(texts, add_special_tokens=False)["input_ids"]
         assert [ids for ids, _ in ours.encode_batch(texts)] == expected
+        everything((ours, theirs), texts)
+
+
+def everything(pair: tuple[Tokenizer, object], texts: list[str]) -> None:
+    """Ids and offsets from C++ are those of the library."""
+    tokenizer = pair[0]
+    assert tokenizer.wordpiece is not None
+    for text, (ids, offsets) in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert tokenizer.wordpiece.encode(text) == (ids, offsets), repr(text)
+
+
+@given(text=TEXT)
+@settings(max_examples=500, deadline=None)
+def test_compiled_wordpiece(pair: tuple[Tokenizer, object], text: str) -> None:
+    everything(pair, [text])
+
+
+def test_compiled_wordpiece_knows_every_character(pair: tuple[Tokenizer, object]) -> None:
+    """Each alone among others; what it does not know for certain it asks of the library."""
+    characters = [chr(i) for i in (*range(0xD800), *range(0xE000, 0x10000), *range(0x1F000, 0x20010))]
+    everything(pair, [f"a{character}b" for character in characters])
+
+
+def test_compiled_wordpiece_on_special_tokens_and_long_words(pair: tuple[Tokenizer, object]) -> None:
+    texts = ["[MASK]", "a[MASK]b[PAD", "[[SEP]]", "[MASK]\u0301", "[mask][unused1]", "[", "[MASK" + "\u0301]"]
+    texts += ["a" * 100, "a" * 101, "é" * 101, "ab" * 5000, "\u0301" * 300, "b" * 99 + "ß"]
+    everything(pair, texts)
+    tokenizer = pair[0]
+    assert tokenizer.wordpiece is not None
+    assert tokenizer.wordpiece.encode("[MASK]") == ([tokenizer.mask_id], [(0, 6)])
 
 
 @given(text=TEXT)
