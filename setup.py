@@ -89,7 +89,6 @@ setup(
         "orjson>=3.10",
         "isal>=1.7",
         "jieba>=0.42",
-        "rjieba>=0.2",
         'tomli>=2.0; python_version < "3.11"',
     ],
     extras_require={
@@ -104,6 +103,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
+            "rjieba>=0.2",
             "scipy>=1.13",
             "ruff>=0.9",
             "mypy>=1.15",

@@ -32,7 +32,7 @@ import rjieba
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from megatron.data.corpus import read_blocks
-from megatron.data.encode import EncodedBlock, make_encoder
+from megatron.data.encode import Column, make_encoder
 from megatron.data.segmenter import load_segmenter
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, wordpiece_backend
@@ -84,18 +84,18 @@ def mark(words: list[str], tokens: list[str]) -> list[str]:
     return tokens
 
 
-def variants(texts: list[str], vocab: Path, lines: Path) -> tuple[dict[str, Callable[[], int]], list[EncodedBlock]]:
+def variants(texts: list[str], vocab: Path, lines: Path) -> tuple[dict[str, Callable[[], int]], list[Column]]:
     """What is timed, each over all the text, and what ours gives."""
     tokenizer = BertTokenizerLegacy(str(vocab))
     tokens = vocab.read_text(encoding="utf-8").splitlines()
     ids = {token: number for number, token in enumerate(tokens)}
     backend = wordpiece_backend(tokens, lower_case=True)
     sentences = [sentence for text in texts for sentence in split_sentences(text)]
-    options = {"tokenizer_type": "BertWordPieceLowerCase", "vocab_file": str(vocab), "tokenizer_model": None}
-    encode = make_encoder(**options, segmenter="jieba", user_dict=None, split=True, keys=("text",))
+    ours_tokenizer = load_tokenizer("BertWordPieceLowerCase", vocab)
+    encoder = make_encoder(ours_tokenizer, load_segmenter("jieba"), split=True, keys=("text",))
 
-    def ours() -> list[EncodedBlock]:
-        return [encode(block) for block in read_blocks([str(lines)])]
+    def ours() -> list[Column]:
+        return [column for block in read_blocks([str(lines)]) for column in encoder.lines(block) or ()]
 
     def recipe() -> int:
         count = 0
@@ -106,7 +106,7 @@ def variants(texts: list[str], vocab: Path, lines: Path) -> tuple[dict[str, Call
         return count
 
     work: dict[str, Callable[[], int]] = {
-        "ours: JSON lines to ids and words": lambda: sum(block.columns[0].counts.tokens for block in ours()),
+        "ours: JSON lines to ids and words": lambda: sum(column.counts.tokens for column in ours()),
         RECIPE: recipe,
         "jieba.lcut alone": lambda: sum(len(jieba.lcut(sentence)) for sentence in sentences),
         RJIEBA: lambda: sum(len(rjieba.cut(sentence)) for sentence in sentences),
@@ -117,12 +117,12 @@ def variants(texts: list[str], vocab: Path, lines: Path) -> tuple[dict[str, Call
     return work, ours()
 
 
-def check(texts: list[str], vocab: Path, blocks: list[EncodedBlock]) -> None:
+def check(texts: list[str], vocab: Path, columns: list[Column]) -> None:
     """What is fast must be right: ids of the tokenizers library, words of jieba."""
     sentences = [sentence for text in texts for sentence in split_sentences(text)]
     encoded = load_tokenizer("BertWordPieceLowerCase", vocab).encode_batch(sentences)
     expected = np.fromiter((i for ids, _ in encoded for i in ids), dtype=np.int32)
-    np.testing.assert_array_equal(np.concatenate([block.columns[0].tokens for block in blocks]), expected)
+    np.testing.assert_array_equal(np.concatenate([column.tokens for column in columns]), expected)
     cut = load_segmenter("jieba")
     if cut is None or any(cut(sentence) != jieba.lcut(sentence) for sentence in sentences):
         raise RuntimeError("words differ from jieba's")

@@ -28,7 +28,7 @@ void TextEncoder::add(const char32_t* text, int64_t size, EncodedTexts& out) {
     const size_t before = out.lengths.size();
     for (const auto& [begin, end] : sentences_) add_sentence(text, begin, end, out);
     const auto used = static_cast<int64_t>(out.lengths.size() - before);
-    if (used > 0) out.documents.push_back(used);
+    out.documents.push_back(used);
     out.counts.documents += used > 0;
     out.counts.empty_documents += used == 0;
     out.counts.sentences += used;

@@ -19,7 +19,7 @@ struct TextCounts {  // Counts of megatron/data/encode.py
 struct EncodedTexts {
     std::vector<int32_t> tokens;
     std::vector<int32_t> lengths;    // tokens of each sentence that has some
-    std::vector<int64_t> documents;  // sentences of each document that has some
+    std::vector<int64_t> documents;  // sentences of each document, 0 where it has no token
     std::vector<uint8_t> starts;     // [tokens] 1 where a token starts a word
     TextCounts counts;
 };

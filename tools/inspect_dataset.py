@@ -10,8 +10,6 @@ Takes the flags of pretrain_bert.py; `--config SAVE/config.json` has those of a 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +34,7 @@ from megatron.config import (
 from megatron.data.batches import Split, open_splits
 from megatron.data.blend import parse_data_path
 from megatron.data.indexed import CHUNK, IndexedDataset
+from megatron.data.provenance import read_sources, source_of
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError, main_guard
 from megatron.megatron_flags import ADVICE
@@ -88,14 +87,6 @@ class InspectConfig:
     def run(self) -> PretrainConfig:
         """The run whose flags these are."""
         return PretrainConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(PretrainConfig)})
-
-
-def source_of(prefix: str, document: int) -> tuple[str, int] | None:
-    """The file and line that a document was made from; None where the corpus does not say."""
-    if importlib.util.find_spec("megatron.data.provenance") is None:
-        return None
-    found: tuple[str, int] = importlib.import_module("megatron.data.provenance").source_of(prefix, document)
-    return found
 
 
 def corpus_lines(prefix: str) -> Iterator[str]:
@@ -151,8 +142,10 @@ def sample_lines(split: Split, number: int, tokenizer: Tokenizer) -> Iterator[st
 def document_lines(split: Split, number: int) -> Iterator[str]:
     """The documents of a sample and where they came from."""
     for prefix, document in split.documents_of(number):
-        source = source_of(prefix, document)
-        origin = f": {source[0]}, line {source[1]}" if source is not None else ""
+        origin = ""
+        if read_sources(prefix) is not None:
+            path, line = source_of(prefix, document)
+            origin = f": {path}, line {line}"
         yield f"document {document} of {prefix}{origin}"
 
 

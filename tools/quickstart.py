@@ -82,7 +82,7 @@ def steps(folder: Path) -> tuple[Step, ...]:
                 command=f"""{python} tools/preprocess_data.py --input {data}/{name}.jsonl
     --output-prefix {data}/{name}
     {tokenizer}
-    --split-sentences --segmenter rjieba --workers {PROCESSES}""",
+    --split-sentences --segmenter jieba --workers {PROCESSES}""",
             )
             for name in ("news", "reviews")
         ),

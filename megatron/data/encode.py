@@ -1,4 +1,4 @@
-"""Blocks of raw text to token ids, word starts and counts: what one worker does."""
+"""Documents, or lines of JSON, to token ids, word starts and counts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron._C import Jieba, TextEncoder
-from megatron.data.corpus import COMPRESSIONS, BadLine, Block, parse_block
-from megatron.data.segmenter import Segmenter, align, load_segmenter
+from megatron.data.corpus import Block, is_plain_text
+from megatron.data.segmenter import Segmenter, align
 from megatron.data.text import sentence_rules, split_sentences
-from megatron.data.tokenizer import Encoded, Tokenizer, load_tokenizer
+from megatron.data.tokenizer import Encoded, Tokenizer
 
 if TYPE_CHECKING:
     from megatron._C import EncodedTexts
-
-PLAIN_TEXT = tuple(f".txt{compression}" for compression in COMPRESSIONS)
 
 
 @dataclass(kw_only=True)
@@ -43,7 +41,10 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The documents of a block under one key, as `IndexedWriter.add` takes them."""
+    """Documents under one key: ids, word starts [tokens], tokens of sentences, sentences of documents.
+
+    Sentences without a token are left out; a document without a token has 0 sentences.
+    """
 
     tokens: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -53,45 +54,33 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedBlock:
-    """A block after a worker had it."""
+class Encoder:
+    """Text to columns, with the tokenizer and the segmenter loaded once.
 
-    columns: tuple[Column, ...]
-    bad_lines: tuple[BadLine, ...]
-    bytes_read: int
+    texts: of documents under one key. lines: of the lines of a block, a column a key; None where they are not all
+    usual JSON, or the tokenizer is not one of those in C++: then they must be parsed first.
+    """
+
+    texts: Callable[[Sequence[str]], Column]
+    lines: Callable[[Block], list[Column] | None]
 
 
 def make_encoder(
-    *,
-    tokenizer_type: str,
-    vocab_file: str | None,
-    tokenizer_model: str | None,
-    segmenter: str,
-    user_dict: str | None,
-    split: bool,
-    keys: tuple[str, ...],
-) -> Callable[[Block], EncodedBlock]:
-    """A function from a block of lines to its tokens, with the tokenizer and the segmenter loaded once."""
-    tokenizer = load_tokenizer(tokenizer_type, vocab_file, tokenizer_model)
-    cut = load_segmenter(segmenter, user_dict)
-    compiled = compiled_encoder(tokenizer, cut, split=split)
+    tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool, keys: Sequence[str] = ()
+) -> Encoder:
+    """The fastest encoder there is for a tokenizer and a segmenter."""
+    compiled = compiled_encoder(tokenizer, segmenter, split=split)
+    if compiled is None:
+        return Encoder(
+            texts=lambda documents: encode_documents(documents, tokenizer, segmenter, split=split),
+            lines=lambda block: None,
+        )
 
-    def encode(block: Block) -> EncodedBlock:
-        if compiled is not None and not block.path.endswith(PLAIN_TEXT):
-            encoded = compiled.encode_lines(block.lines, keys)
-            if encoded is not None:
-                return EncodedBlock(columns=tuple(map(to_column, encoded)), bad_lines=(), bytes_read=block.bytes_read)
-        documents, bad = parse_block(block, keys)
-        columns = []
-        for i in range(len(keys)):
-            texts = [document[i] for document in documents]
-            if compiled is not None:
-                columns.append(to_column(compiled.encode(texts)))
-            else:
-                columns.append(encode_documents(texts, tokenizer, cut, split=split))
-        return EncodedBlock(columns=tuple(columns), bad_lines=tuple(bad), bytes_read=block.bytes_read)
+    def lines(block: Block) -> list[Column] | None:
+        encoded = None if is_plain_text(block.path) else compiled.encode_lines(block.lines, keys)
+        return None if encoded is None else [to_column(column) for column in encoded]
 
-    return encode
+    return Encoder(texts=lambda documents: to_column(compiled.encode(documents)), lines=lines)
 
 
 def compiled_encoder(tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool) -> TextEncoder | None:
@@ -110,7 +99,7 @@ def to_column(encoded: EncodedTexts) -> Column:
 def encode_documents(
     documents: Sequence[str], tokenizer: Tokenizer, segmenter: Segmenter | None, *, split: bool
 ) -> Column:
-    """Tokens and word starts of documents; sentences and documents without a token are left out.
+    """Tokens and word starts of documents.
 
     For any tokenizer and segmenter, in Python: it says what `compiled_encoder` must give.
     """
@@ -139,7 +128,7 @@ def encode_documents(
     return Column(
         tokens=tokens,
         lengths=lengths[lengths > 0],
-        documents=used[used > 0].astype(np.int64),
+        documents=used.astype(np.int64),
         word_starts=starts,
         counts=counts,
     )

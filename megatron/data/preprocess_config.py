@@ -31,7 +31,7 @@ class PreprocessConfig:
     """SentencePiece model."""
     split_sentences: bool = False
     """Split documents into sentences (needed for the sentence-order task); else a document is one sentence."""
-    segmenter: Literal["none", "jieba", "rjieba"] = "none"
+    segmenter: Literal["none", "jieba"] = "none"
     """Word segmentation for whole-word masking of Chinese. Without it every Chinese character is a word."""
     user_dict: str | None = None
     """jieba user dictionary: lines WORD [FREQUENCY] [TAG]."""

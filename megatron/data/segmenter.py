@@ -5,7 +5,6 @@ Token ids stay those of the tokenizer: words only decide which tokens are masked
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from megatron.data.jieba_words import load_jieba
 from megatron.data.tokenizer import Encoded
 from megatron.errors import UserError
 
-SEGMENTERS = ("none", "jieba", "rjieba")
+SEGMENTERS = ("none", "jieba")
 
 Segmenter = Callable[[str], list[str]]
 """A text to its words; joined, they are the text."""
@@ -26,28 +25,18 @@ Segmenter = Callable[[str], list[str]]
 def load_segmenter(kind: str, user_dict: str | Path | None = None) -> Segmenter | None:
     """The segmenter of `--segmenter`, with the words of a jieba user dictionary; None for "none".
 
-    "jieba" cuts exactly as that package, in C++; rjieba is its port to Rust, which differs in a few words.
-    Raises `UserError` for an unknown kind, a package that is not installed, and a bad dictionary (file and line).
+    "jieba" cuts exactly as that package, in C++. Raises `UserError` for an unknown kind and a bad dictionary (file and
+    line).
     """
     if kind not in SEGMENTERS:
         raise UserError(f"--segmenter {kind} is unknown; there are: {', '.join(SEGMENTERS)}")
     if kind == "none":
         if user_dict is not None:
-            raise UserError("--user-dict needs a segmenter; add --segmenter jieba or rjieba")
+            raise UserError("--user-dict needs a segmenter; add --segmenter jieba")
         return None
     words = read_user_dict(Path(user_dict)) if user_dict is not None else []
-    if kind == "jieba":
-        jieba: Segmenter = load_jieba([(word, frequency) for word, frequency, _ in words])
-        return jieba
-    try:
-        package = importlib.import_module("rjieba")
-    except ImportError:
-        raise UserError("--segmenter rjieba needs the package rjieba; install it or choose jieba") from None
-    rjieba = package.Jieba()
-    for word, frequency, tag in words:
-        rjieba.add_word(word, frequency, tag)
-    cut: Segmenter = rjieba.cut
-    return cut
+    jieba: Segmenter = load_jieba([(word, frequency) for word, frequency, _ in words])
+    return jieba
 
 
 def read_user_dict(path: Path) -> list[tuple[str, int | None, str | None]]:

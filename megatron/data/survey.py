@@ -17,7 +17,7 @@ from megatron.data.duplicates import hash_texts, signatures
 from megatron.data.preprocess_config import PreprocessConfig
 from megatron.data.progress import make_progress
 from megatron.data.shard_store import Record, ShardStore
-from megatron.data.shards import read_documents
+from megatron.data.shards import parse, read_blocks, text_bytes
 from megatron.errors import UserError
 
 
@@ -32,9 +32,11 @@ def make_surveyor(config: PreprocessConfig, store: ShardStore) -> Callable[[Shar
     def survey(shard: Shard) -> Record:
         blocks: list[list[dict[str, np.ndarray]]] = [[_survey_texts([], config)] for _ in config.json_keys]
         lines = skipped = 0
-        for documents, _, block_lines, bad in read_documents(shard, config, progress):
-            lines += block_lines
+        for block, disk_bytes in read_blocks(shard):
+            documents, _, bad = parse(shard, block, config)
+            lines += len(block.lines)
             skipped += len(bad)
+            progress(len(documents), text_bytes(block), disk_bytes, 0)
             for i, arrays in enumerate(blocks):
                 arrays.append(_survey_texts([clean(document[i]).strip() for document in documents], config))
         for i, arrays in enumerate(blocks):

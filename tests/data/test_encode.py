@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron.data.corpus import Block
+from megatron.data.corpus import Block, parse_block
 from megatron.data.encode import Column, Counts, compiled_encoder, encode_documents, make_encoder, to_column
 from megatron.data.segmenter import Segmenter, load_segmenter
 from megatron.data.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
@@ -153,21 +153,17 @@ ODD_BYTES = [
 
 
 @pytest.fixture(scope="module")
-def encode_block(
-    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[list[bytes], str], object]:
+def encode_block(tokenizer: Tokenizer) -> Callable[[list[bytes], str], object]:
     """A block to (tokens, counts, bad lines), parsed in C++ or, with a line that is left to Python, in Python."""
-    vocab = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    vocab.write_text("\n".join(tokenizer.tokens), encoding="utf-8")
-    encode = make_encoder(
-        tokenizer_type=tokenizer.kind, vocab_file=str(vocab), tokenizer_model=None, segmenter="none", user_dict=None,
-        split=True, keys=("text",),
-    )  # fmt: skip
+    encoder = make_encoder(tokenizer, None, split=True, keys=("text",))
 
     def run(lines: list[bytes], path: str = "a.jsonl") -> object:
-        result = encode(Block(path=path, first_line=2, lines=tuple(lines), bytes_read=0))
-        column = result.columns[0]
-        return column.tokens.tolist(), asdict(column.counts), [bad.line for bad in result.bad_lines]
+        block = Block(path=path, first_line=2, lines=tuple(lines), bytes_read=0)
+        columns, bad = encoder.lines(block), []
+        if columns is None:
+            documents, bad = parse_block(block, ("text",))
+            columns = [encoder.texts([text for (text,) in documents])]
+        return columns[0].tokens.tolist(), asdict(columns[0].counts), [line.line for line in bad]
 
     return run
 

@@ -26,9 +26,9 @@ TEXT = st.lists(
 ).map("".join)
 
 
-@pytest.fixture(scope="module", params=["jieba", "rjieba"])
-def segmenter(request: pytest.FixtureRequest) -> Segmenter:
-    loaded = load_segmenter(request.param)
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    loaded = load_segmenter("jieba")
     assert loaded is not None
     return loaded
 
@@ -235,12 +235,11 @@ def test_none_is_no_segmenter() -> None:
     assert load_segmenter("none") is None
 
 
-@pytest.mark.parametrize("kind", ["jieba", "rjieba"])
-def test_user_dictionary(kind: str, tmp_path: Path) -> None:
+def test_user_dictionary(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\ufeff云计算平台\n\n石墨烯电池 200 n\r\n", encoding="utf-8")
-    cut = load_segmenter(kind, path)
-    plain = load_segmenter(kind)
+    cut = load_segmenter("jieba", path)
+    plain = load_segmenter("jieba")
     assert cut is not None
     assert plain is not None
     text = "石墨烯电池与云计算平台"
@@ -261,11 +260,11 @@ def test_wrong_user_dictionaries(tmp_path: Path, content: bytes | None, message:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_segmenter("rjieba", path)
+        load_segmenter("jieba", path)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(UserError, match="there are: none, jieba, rjieba"):
+    with pytest.raises(UserError, match="there are: none, jieba"):
         load_segmenter("lac")
     with pytest.raises(UserError, match="--user-dict needs a segmenter"):
         load_segmenter("none", "words.txt")
