@@ -127,18 +127,18 @@ def read_files(folder: Path) -> Saved:
     first = files[min(files)]
     options = vars(first["args"]) if isinstance(first.get("args"), argparse.Namespace) else {}
     sizes = [1 + max(place[axis] for place in paths) for axis in (0, 1)]
-    for axis, names in enumerate(
-        (("tensor_model_parallel_size", "model_parallel_size"), ("pipeline_model_parallel_size",))
-    ):
+    flags = (("tensor_model_parallel_size", "model_parallel_size"), ("pipeline_model_parallel_size",))
+    for axis, names in enumerate(flags):
         given = next((options[name] for name in names if isinstance(options.get(name), int)), sizes[axis])
         sizes[axis] = max(sizes[axis], given)
     for place in ((t, p) for p in range(sizes[1]) for t in range(sizes[0])):
         if place not in paths:
             raise UserError(f"{found} lacks the file of tensor-parallel rank {place[0]} of pipeline stage {place[1]}")
-    versions = {content.get("checkpoint_version", 0) for content in files.values()}
-    version = versions.pop()
-    if versions or not isinstance(version, int | float) or not 0 <= version < 4:
+    version = first.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or not 0 <= version < 4:
         raise UserError(f"{found} has the checkpoint_version {version!r}; only 0, 1.0, 2.0 and 3.0 are known")
+    if any(content.get("checkpoint_version", 0) != version for content in files.values()):
+        raise UserError(f"{found}: its files have different checkpoint_versions; they are of different checkpoints")
     iteration = first.get("iteration", first.get("total_iters", 0))
     return Saved(
         folder=found,
@@ -182,7 +182,7 @@ def _parts_by_name(saved: Saved, notices: list[str]) -> dict[str, list[torch.Ten
     then the second ones.
     """
     chunks = sorted(
-        (key for key in saved.files[0, 0] if re.fullmatch(r"model\d*", key)), key=lambda key: (len(key), key)
+        (key for key in saved.files[0, 0] if re.fullmatch(r"model\d*", str(key))), key=lambda key: (len(key), key)
     )
     parts: dict[str, list[torch.Tensor]] = {}
     unknown: set[str] = set()
