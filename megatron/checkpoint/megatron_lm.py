@@ -100,7 +100,7 @@ def to_megatron_lm(
             with durable_file(folder / name) as file:
                 file.write(bytes_)
     # Megatron-Core's other layers, of Transformer Engine, have other names.
-    flags = [*_flags(options), *(["--ckpt-format torch", "--spec local"] if naming == "core" else [])]
+    flags = _flags(options, naming) + (["--ckpt-format torch", "--spec local"] if naming == "core" else [])
     return (f"start Megatron-LM with {' '.join(flags)}",)
 
 
@@ -200,14 +200,14 @@ def _options(
     )
 
 
-def _flags(options: argparse.Namespace) -> list[str]:
+def _flags(options: argparse.Namespace, naming: Naming) -> list[str]:
     """The flags of Megatron-LM that are not its defaults and must be as they were."""
     flags = [
         "--finetune",
         f"--tensor-model-parallel-size {options.tensor_model_parallel_size}",
         f"--pipeline-model-parallel-size {options.pipeline_model_parallel_size}",
         f"--make-vocab-size-divisible-by {options.make_vocab_size_divisible_by}",
-        f"--layernorm-epsilon {options.layernorm_epsilon}",
+        f"--{'norm' if naming == 'core' else 'layernorm'}-epsilon {options.layernorm_epsilon}",
     ]
     flags += [] if options.bias_gelu_fusion else ["--no-bias-gelu-fusion"]
     flags += ["--openai-gelu"] if options.openai_gelu else []

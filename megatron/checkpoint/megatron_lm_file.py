@@ -20,7 +20,9 @@ import torch
 
 from megatron.errors import UserError
 
-_STOOD_FOR = re.compile(r"(megatron|apex|amp_C|fp16|numpy|transformer_engine|signal|pathlib|enum|types)\.[\w.]+")
+_STOOD_FOR = re.compile(
+    r"(megatron|apex|amp_C|fp16|numpy|transformer_engine|signal|pathlib|enum|types|torch\.(_C\._nn|nn\.functional))\.[\w.]+"
+)
 _DEPTH = 8  # of the nested dictionaries; theirs have 4
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint import find_checkpoint, json_bytes, load_tensors, read_config, save_checkpoint
 from megatron.checkpoint.huggingface import from_huggingface
@@ -374,6 +375,18 @@ def assert_same_tree(found: Any, expected: Any) -> None:
     tokens = (expected != 7).flatten(1).any(1) if expected.dim() == 2 else expected != 7
     assert found.shape == expected.shape
     assert torch.equal(found[tokens], expected[tokens])
+
+
+def test_without_a_binary_head_the_type_of_all_tokens_goes_into_the_positions(tmp_path: Path) -> None:
+    theirs = their_model()
+    save_hub(theirs, tmp_path / "hub")
+    weights = load_file(tmp_path / "hub" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name and "seq_rel" not in name}
+    save_file(kept, tmp_path / "hub" / "model.safetensors", {"format": "pt"})
+    from_huggingface(tmp_path / "hub", tmp_path / "ours")
+    to_megatron_lm(tmp_path / "ours", tmp_path / "out", tensor_parallel=1, stages=1, divisible_by=8, naming="classic")
+    from_megatron_lm(tmp_path / "out", tmp_path / "back")
+    assert_same_logits(tmp_path / "back", theirs, binary_head=False)
 
 
 def test_padding_has_no_probability(tmp_path: Path) -> None:
