@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from megatron.config import ModelConfig, ParallelConfig, PrecisionConfig
@@ -17,6 +16,7 @@ from megatron.mpu.random import DropoutKeys
 from megatron.mpu.sharding import initialize
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.encode import TaskBatch
+from megatron.training.model import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def evaluate(model: TaskModel, batches: Sequence[TaskBatch], take: Callable[[Ten
 def _call(model: TaskModel, chunk: int, batch: TaskBatch, keys: DropoutKeys | None, x: Tensor | None) -> Tensor:
     device = model.pipeline.context.device
     arrays = (batch.tokens, batch.token_types, batch.lengths)
-    return model.chunks[chunk](*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays), keys, x)
+    return model.chunks[chunk](*(on_device(array, device) for array in arrays), keys, x)
 
 
 def _boundary(model: TaskModel, batch: TaskBatch) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,13 +77,19 @@ def new_optimizer(
     )
 
 
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on the device; a GPU copies it from pinned memory while the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def call(
     chunk: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None, x: Tensor | None
 ) -> LossSums | Tensor:
     """A micro-batch through a chunk: hidden states, or the loss sums of the last one."""
 
     def tensor(name: str) -> Tensor:
-        return torch.from_numpy(getattr(batch, name)).to(context.device, non_blocking=True)
+        return on_device(getattr(batch, name), context.device)
 
     return chunk(
         tensor("tokens"),
