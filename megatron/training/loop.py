@@ -24,6 +24,8 @@ from megatron.training.signals import StopFlag
 from megatron.training.state import Progress
 from megatron.training.step import Step, Totals, train_step
 
+_MOST_SAMPLES = 8  # whose documents a message names
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -77,7 +79,7 @@ def train(run: Run, progress: Progress) -> None:
             if options.check_replicas_interval and progress.step % options.check_replicas_interval == 0:
                 run.optimizer.flat.wait_for_weights()
                 check_replicas(run.model.chunks, context)
-            _give_up_if_stuck(progress, batch, config)
+            _give_up_if_stuck(run, progress)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
                 _record(run, progress, total, step.outcome.grad_norm, rate, window)
@@ -147,13 +149,12 @@ def _count(progress: Progress, totals: Totals, skipped: bool) -> None:
     progress.window_steps += 1
 
 
-def _give_up_if_stuck(progress: Progress, batch: list[Batch], config: PretrainConfig) -> None:
-    if progress.skipped_in_a_row >= config.training.max_skipped_steps:
-        samples = [int(number) for micro_batch in batch for number in micro_batch.samples]
+def _give_up_if_stuck(run: Run, progress: Progress) -> None:
+    if progress.skipped_in_a_row >= run.config.training.max_skipped_steps:
         raise UserError(
             f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; the last, step "
-            f"{progress.step}, had samples {min(samples)} to {max(samples)} on this rank; lower --lr, or raise "
-            "--max-skipped-steps for a longer search of the loss scale"
+            f"{progress.step}, had {_samples_of_step(run, progress)}; lower --lr, or raise --max-skipped-steps for a "
+            "longer search of the loss scale"
         )
 
 
@@ -161,11 +162,25 @@ def _look_for_spikes(run: Run, progress: Progress, spikes: SpikeWatch, step: Ste
     totals = step.totals
     loss = totals.mlm / max(totals.masked, 1.0) + totals.sop / totals.samples
     if not step.outcome.skipped and spikes.is_spike(loss):
-        first = progress.consumed_samples - global_batch_size(run.config, progress.consumed_samples - 1)
         run.recorder.say(
-            f"loss spike at step {progress.step}: {loss:.4f}, the running mean is {spikes.mean:.4f}; samples "
-            f"{first} to {progress.consumed_samples - 1} of the run"
+            f"loss spike at step {progress.step}: {loss:.4f}, the running mean is {spikes.mean:.4f}; "
+            f"{_samples_of_step(run, progress)}"
         )
+
+
+def _samples_of_step(run: Run, progress: Progress) -> str:
+    """The samples of the step that was just done, and the first of their documents."""
+    first = progress.consumed_samples - global_batch_size(run.config, progress.consumed_samples - 1)
+    split, documents = run.splits["train"], dict[str, list[str]]()
+    for sample in range(first, min(first + _MOST_SAMPLES, progress.consumed_samples)):
+        for prefix, document in split.documents_of(sample):
+            documents.setdefault(prefix, []).append(str(document))
+    named = "; ".join(f"{', '.join(dict.fromkeys(numbers))} of {prefix}" for prefix, numbers in documents.items())
+    more = ", ..." if progress.consumed_samples - first > _MOST_SAMPLES else ""
+    return (
+        f"samples {first} to {progress.consumed_samples - 1} (documents {named}{more}; tools/inspect_dataset.py --step "
+        f"{progress.step} names all, with their lines)"
+    )
 
 
 def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, window: Window) -> None:

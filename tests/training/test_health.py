@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_a_spike_names_its_samples(
 ) -> None:
     monkeypatch.setattr(SpikeWatch, "is_spike", lambda watch, loss: bool(records(corpus)[4:]))
     train(corpus, train_iters=6, spike_threshold=1.5)
-    assert "loss spike at step 6:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"loss spike at step 6: .*samples 40 to 47 \(documents \d+, .* of .*corpus_text_sentence; tools", said)
 
 
 def spread_of(context: ParallelContext, seconds: list[float]) -> tuple[Spread | None, str | None]:
