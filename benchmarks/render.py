@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,81 @@ def checkpoint(found: dict[str, Any]) -> Iterator[str]:
     yield table(["", "s, median [least..most]", "MB/s"], rows)
 
 
-SECTIONS = {"parallel": parallel, "collectives": collectives, "checkpoint": checkpoint}
+def preprocess(found: dict[str, Any]) -> Iterator[str]:
+    """Results of preprocess.py."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    yield f"{_cores(found)}; {versions}; {found['megabytes']:.1f} MB of text. jieba's dictionary loads in "
+    yield f"{found['dictionary_load_seconds']:.2f} s.\n\n"
+    variants = found["variants"]
+    ours = next(iter(variants.values()))["megabytes_a_second"]
+    rows = [
+        [
+            name,
+            f"{row['megabytes_a_second']:.2f} [{row['slowest']:.2f}..{row['fastest']:.2f}]",
+            f"{ours / row['megabytes_a_second']:.1f}x",
+        ]
+        for name, row in variants.items()
+    ]
+    yield table(["", "MB/s [slowest..fastest]", "ours against it"], rows)
+
+
+def preprocess_workers(found: dict[str, Any]) -> Iterator[str]:
+    """Results of preprocess_workers.py."""
+    yield f"{_cores(found)}; {found['megabytes']:,.0f} MB of lines.\n\n"
+    rows = []
+    for workers, seconds in found["seconds"].items():
+        low, median, high = min(seconds), statistics.median(seconds), max(seconds)
+        rows.append([workers, f"{median:.1f} [{low:.1f}..{high:.1f}]", f"{found['megabytes'] / median:.0f}"])
+    yield table(["workers", "s of the whole command", "MB/s"], [*rows, ["2 against 1", f"{found['ratio']:.2f}x", ""]])
+
+
+def samples(found: dict[str, Any]) -> Iterator[str]:
+    """Results of samples.py."""
+    yield f"{_cores(found)}; length {found['seq_length']}.\n\n"
+    rows = [
+        [name, f"{row['median']:,.0f} [{row['least']:,.0f}..{row['most']:,.0f}]"]
+        for name, row in found["samples a second"].items()
+    ]
+    yield table(["", "samples a second [least..most]"], [*rows, ["ours against it", f"{found['ratio']:,.0f}x"]])
+
+
+def sample_index(found: dict[str, Any]) -> Iterator[str]:
+    """Results of sample_index.py."""
+    yield f"{_cores(found)}.\n\n"
+    rows = [
+        [
+            f"{case['sentences'] / 1e6:.0f} M sentences, length {case['seq_length']}"
+            + (", with the file" if case["file"] else ""),
+            f"{case['ours, seconds']['median']:.3f}",
+            f"{case['megatron-core, seconds']['median']:.3f}",
+            f"{case['ratio']:.2f}x",
+        ]
+        for case in found["cases"]
+    ]
+    yield table(["", "ours, s", "megatron-core, s", "ours against it"], rows)
+    billion = found.get("billion")
+    if billion is not None:
+        yield (
+            f"\n{billion['samples']:,} samples over {billion['sentences']:,} sentences in real files: "
+            f"{billion['build CPU seconds']:.0f} s of CPU to build, {billion['seconds from the cache']:.0f} s from the "
+            f"cache, at most {billion['resident GB at most']:.2f} GB resident, "
+            f"{billion['bytes a sample']} bytes a sample.\n"
+        )
+
+
+def _cores(found: dict[str, Any]) -> str:
+    return f"{found['machine']['cores']} cores, {found['machine']['machine']}"
+
+
+SECTIONS = {
+    "parallel": parallel,
+    "collectives": collectives,
+    "checkpoint": checkpoint,
+    "preprocess": preprocess,
+    "preprocess_workers": preprocess_workers,
+    "samples": samples,
+    "sample_index": sample_index,
+}
 
 
 def rendered(page: str) -> str:

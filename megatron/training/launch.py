@@ -77,9 +77,9 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         with _phase(f"checkpoint {origin.path}", context):
             with context.together():
                 _check_vocabulary(origin.path, config)
-                if origin.resumed:
-                    saved_data = read_train_state(origin.path).get("data")
-                    changes = check_changes(read_config(origin.path), saved_data, config, data)
+                state = read_train_state(origin.path)
+                if origin.resumed and state.get("step"):  # converted weights are not yet a run
+                    changes = check_changes(read_config(origin.path), state.get("data"), config, data)
             progress, lacking = load(origin, optimizer, context)
     with _phase("records", context):
         recorder = _open_records(config, context, progress)

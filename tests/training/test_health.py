@@ -75,7 +75,8 @@ def test_a_spike_names_its_samples(
     monkeypatch.setattr(SpikeWatch, "is_spike", lambda watch, loss: bool(records(corpus)[4:]))
     train(corpus, train_iters=6, spike_threshold=1.5)
     said = capsys.readouterr().out
-    assert re.search(r"loss spike at step 6: .*samples 40 to 47 \(documents \d+, .* of .*corpus_text_sentence; tools", said)
+    expected = r"loss spike at step 6: .*samples 40 to 47 \(documents \d+, .* of .*corpus_text_sentence; tools"
+    assert re.search(expected, said)
 
 
 def spread_of(context: ParallelContext, seconds: list[float]) -> tuple[Spread | None, str | None]:
