@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -61,15 +62,17 @@ def join_datasets(
     temporary = {suffix: Path(f"{prefix}.{suffix}.tmp-{os.getpid()}") for suffix in suffixes}
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary["bin"], "wb", buffering=0) as file:
-            for part in parts:
-                _copy(Path(f"{part.prefix}.bin"), file, copied)
-            os.fsync(file.fileno())
-        _write_index(parts, temporary["idx"])
-        if words:
-            _write_words(parts, temporary["words"])
-        if sources:
-            _write_sources(parts, temporary["sources"])
+        with ThreadPoolExecutor(len(suffixes)) as threads:
+            writing = [
+                threads.submit(_write_tokens, parts, temporary["bin"], copied),
+                threads.submit(_write_index, parts, temporary["idx"]),
+            ]
+            if words:
+                writing.append(threads.submit(_write_words, parts, temporary["words"]))
+            if sources:
+                writing.append(threads.submit(_write_sources, parts, temporary["sources"]))
+        for file in writing:
+            file.result()
         # Nothing may pair new files with old ones: the old index and companions go first, the new index comes last.
         for suffix in ("idx", "words", "sources", "json"):
             Path(f"{prefix}.{suffix}").unlink(missing_ok=True)
@@ -81,6 +84,13 @@ def join_datasets(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def _write_tokens(parts: Sequence[Part], path: Path, copied: Callable[[int], None]) -> None:
+    with open(path, "wb", buffering=0) as file:
+        for part in parts:
+            _copy(Path(f"{part.prefix}.bin"), file, copied)
+        os.fsync(file.fileno())
 
 
 def _copy(path: Path, target: BinaryIO, copied: Callable[[int], None]) -> None:
