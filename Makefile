@@ -30,8 +30,9 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/python tools/quickstart.py
 
+# Two at a time: much of it waits for processes and the disk. A file stays on one worker, for its fixtures.
 test: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-all: install
 	$(PYTEST)

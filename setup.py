@@ -101,6 +101,7 @@ setup(
         "dev": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
             "rjieba>=0.2",

@@ -27,7 +27,7 @@ from megatron.data.corpus import (
 )
 from megatron.errors import UserError
 
-SMALLEST_SHARD, LARGEST_SHARD = 1 << 23, 1 << 28
+SMALLEST_SHARD, LARGEST_SHARD = 1 << 25, 1 << 28
 """Bytes. Smaller ones cost more in files than in text; of a larger one too much is lost when a worker is killed."""
 SHARDS = 1 << 10
 """Wanted number of shards, between these bounds: work for many workers, few files in a folder."""
