@@ -93,7 +93,10 @@ def preprocess_workers(found: dict[str, Any]) -> Iterator[str]:
     for workers, seconds in found["seconds"].items():
         low, median, high = min(seconds), statistics.median(seconds), max(seconds)
         rows.append([workers, f"{median:.1f} [{low:.1f}..{high:.1f}]", f"{found['megabytes'] / median:.0f}"])
-    yield table(["workers", "s of the whole command", "MB/s"], [*rows, ["2 against 1", f"{found['ratio']:.2f}x", ""]])
+    yield table(["workers", "s of the whole command", "MB/s"], rows)
+    start = statistics.median(found["start_seconds"]["1"])
+    yield f"\nTwo against one: {found['ratio']:.2f}x; without the start of Python and workers ({start:.1f} s), "
+    yield f"{found['ratio_without_start']:.2f}x.\n"
 
 
 def samples(found: dict[str, Any]) -> Iterator[str]:
