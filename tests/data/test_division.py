@@ -116,8 +116,8 @@ def test_large_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     assert shard_bytes([str(tmp_path / "a.txt")]) == division.SMALLEST_SHARD
     with (tmp_path / "a.txt").open("wb") as file:
-        file.truncate(14 << 30)
-    assert shard_bytes([str(tmp_path / "a.txt")]) == 1 << 24
+        file.truncate(60 << 30)
+    assert shard_bytes([str(tmp_path / "a.txt")]) == 1 << 26
     shard = Shard(file=0, path="a.jsonl.gz", start=0, stop=100, disk_bytes=100)
     assert [is_large(shard, size) for size in (99, 100)] == [True, False]
     assert not is_large(replace(shard, path="a.jsonl"), 99)
