@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +119,12 @@ def write_own(
 ) -> tuple[dict[str, Written], str]:
     """Write this rank's pieces; not a collective, any thread. Returns the files, and why it failed or ""."""
     try:
-        return write_pieces(temporary, "model", model, rank) | write_pieces(temporary, "optimizer", optimizer, rank), ""
+        with ThreadPoolExecutor(2) as threads:  # two hashes at a time; one would be slower than a good disk
+            writing = [
+                threads.submit(write_pieces, temporary, "model", model, rank),
+                threads.submit(write_pieces, temporary, "optimizer", optimizer, rank),
+            ]
+        return writing[0].result() | writing[1].result(), ""
     except OSError as error:
         return {}, f"the checkpoint {temporary} cannot be written: {error}; {_free_space(temporary)}"
 
