@@ -61,7 +61,8 @@ def divided(pieces: list[Piece], tensor: int) -> list[list[Piece]]:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds."""
+    """Seconds, from a disk at rest."""
+    os.sync()
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -113,11 +114,13 @@ def main() -> None:
         note("torch.save + fsync", timed(lambda: durable_torch_save(state, folder / "torch.pt")))
         note("dcp.save", timed(lambda: dcp.save(state, checkpoint_id=folder / "dcp")))
         note("ours", timed(lambda: saver.save(Progress(step=1), optimizer, in_background=False)))
+        os.sync()
         started = time.perf_counter()
         future = dcp.async_save(state, checkpoint_id=folder / "dcp_async")
         note("dcp.async_save, blocked", time.perf_counter() - started)
         future.result()
         note("dcp.async_save, durable", time.perf_counter() - started)
+        os.sync()
         started = time.perf_counter()
         saver.save(Progress(step=2), optimizer, in_background=True)
         note("ours in the background, blocked", time.perf_counter() - started)
