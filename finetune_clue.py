@@ -14,16 +14,7 @@ from megatron.training.agreement import check_start
 def main() -> None:
     """Parse the command line and run; under torchrun, data parallel over its processes."""
     config = parse(FinetuneConfig, prog="finetune_clue.py", description=str(__doc__), advice=ADVICE)
-    parallel = config.parallel
-    with ParallelContext.from_environment(
-        tensor=parallel.tensor_model_parallel_size,
-        pipeline=parallel.pipeline_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        backend=parallel.distributed_backend,
-        timeout_minutes=parallel.distributed_timeout_minutes,
-        startup_timeout_minutes=parallel.startup_timeout_minutes,
-        agree=lambda job: check_start(job, config),
-    ) as context:
+    with ParallelContext.from_environment(config.parallel, agree=lambda job: check_start(job, config)) as context:
         finetune(config, context)
 
 

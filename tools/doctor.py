@@ -303,10 +303,12 @@ def check_links(mebibytes: int, timeout_minutes: float) -> None:
 
     Raises `UserError` where ranks have other code or versions, and `JobError` with the ranks that do not come.
     """
+    from megatron.config import ParallelConfig
     from megatron.mpu.context import ParallelContext
     from megatron.training.agreement import check_installation
 
-    with ParallelContext.from_environment(timeout_minutes=timeout_minutes, agree=check_installation) as context:
+    parallel = ParallelConfig(distributed_timeout_minutes=timeout_minutes)
+    with ParallelContext.from_environment(parallel, agree=check_installation) as context:
         checks = link_checks(context, mebibytes)
         if context.is_main:
             print(Check(name="agreement", state="ok", detail="all ranks have the same code and versions"), flush=True)

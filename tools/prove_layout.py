@@ -68,16 +68,7 @@ def main() -> None:
     if launched_processes() == 1:
         raise UserError("start the processes of the layout: torchrun --nproc-per-node N tools/prove_layout.py ...")
     config = given.run().resolved(world_size=launched_processes())
-    parallel = config.parallel
-    with ParallelContext.from_environment(
-        tensor=parallel.tensor_model_parallel_size,
-        pipeline=parallel.pipeline_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        backend=parallel.distributed_backend,
-        timeout_minutes=parallel.distributed_timeout_minutes,
-        startup_timeout_minutes=parallel.startup_timeout_minutes,
-        agree=lambda job: check_start(job, config),
-    ) as context:
+    with ParallelContext.from_environment(config.parallel, agree=lambda job: check_start(job, config)) as context:
         found = run_proof(config, given.proof, context)
     if not all(comparison.equal for comparison in found):
         raise JobError("the layout does not give the numbers of one process")

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 
+from megatron.config import ParallelConfig
 from megatron.errors import JobError, UserError, reason_of
 from megatron.mpu.group import Activity, Group, Traffic
 from megatron.mpu.job import Job, join_job
@@ -56,40 +56,34 @@ class ParallelContext:
         return cls(device=torch.device(device))
 
     @classmethod
-    def from_environment(
-        cls,
-        *,
-        tensor: int = 1,
-        pipeline: int = 1,
-        sequence_parallel: bool = False,
-        backend: Literal["auto", "gloo", "nccl"] = "auto",
-        timeout_minutes: float = 10.0,
-        startup_timeout_minutes: float = 30.0,
-        agree: Callable[[Job], None] | None = None,
-    ) -> ParallelContext:
+    def from_environment(cls, parallel: ParallelConfig, *, agree: Callable[[Job], None]) -> ParallelContext:
         """The context of a process started by torchrun, or alone where torchrun did not start it.
 
         agree: compares what must be the same on all ranks before anything depends on it; raises on all of them. Raises
         `UserError` if the sizes do not divide the number of processes, and `JobError` with the ranks that do not come.
         """
-        cuda = torch.cuda.is_available() and backend != "gloo"
-        if backend == "nccl" and not cuda:
+        cuda = torch.cuda.is_available() and parallel.distributed_backend != "gloo"
+        if parallel.distributed_backend == "nccl" and not cuda:
             raise UserError("--distributed-backend nccl needs a CUDA device; use gloo")
         world_size = launched_processes()
-        layout = layout_of_world(world_size, tensor=tensor, pipeline=pipeline)
+        layout = layout_of_world(
+            world_size,
+            tensor=parallel.tensor_model_parallel_size,
+            pipeline=parallel.pipeline_model_parallel_size,
+        )
         if world_size == 1:
             return cls.single("cuda" if cuda else "cpu")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
         # NCCL's own watchdog aborts the process: it comes after ours, which can say why.
-        timeout = datetime.timedelta(minutes=timeout_minutes + (NCCL_LATER_MINUTES if cuda else 0.0))
-        job = join_job(timeout_minutes=timeout_minutes, startup_timeout_minutes=startup_timeout_minutes)
+        minutes = parallel.distributed_timeout_minutes
+        timeout = datetime.timedelta(minutes=minutes + (NCCL_LATER_MINUTES if cuda else 0.0))
+        job = join_job(timeout_minutes=minutes, startup_timeout_minutes=parallel.startup_timeout_minutes)
         assert job is not None  # there are several processes
         job.activity.asynchronous = cuda
         try:
-            if agree is not None:
-                agree(job)
+            agree(job)
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=dist.PrefixStore("groups", job.store),
@@ -97,7 +91,9 @@ class ParallelContext:
                 world_size=job.size,
                 timeout=timeout,
             )
-            return cls.of_process_group(layout, device, sequence_parallel=sequence_parallel, timeout=timeout, job=job)
+            return cls.of_process_group(
+                layout, device, sequence_parallel=parallel.sequence_parallel, timeout=timeout, job=job
+            )
         except UserError as error:
             job.leave(reason_of(error))
             raise

@@ -34,16 +34,7 @@ def pretrain(config: PretrainConfig) -> None:
     """Pre-train as the configuration says. Raises `UserError` on all ranks for what a user can mend."""
     config = config.resolved(world_size=launched_processes())
     _check_device(config)
-    parallel = config.parallel
-    with ParallelContext.from_environment(
-        tensor=parallel.tensor_model_parallel_size,
-        pipeline=parallel.pipeline_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        backend=parallel.distributed_backend,
-        timeout_minutes=parallel.distributed_timeout_minutes,
-        startup_timeout_minutes=parallel.startup_timeout_minutes,
-        agree=lambda job: check_start(job, config),
-    ) as context:
+    with ParallelContext.from_environment(config.parallel, agree=lambda job: check_start(job, config)) as context:
         folder = None if config.checkpoint.save is None else Path(config.checkpoint.save)
         if folder is not None:
             check_writable(folder, context)
