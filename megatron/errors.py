@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -15,6 +15,14 @@ class UserError(Exception):
 
 class JobError(Exception):
     """The job cannot go on, through no mistake in its options: a process or a connection is gone."""
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one `UserError` that names all problems, if there are any."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n  - ".join([f"{len(problems)} problems:", *problems]))
 
 
 def program_name() -> str:

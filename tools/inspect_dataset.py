@@ -28,15 +28,15 @@ from megatron.config import (
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
-    PretrainConfig,
     TrainingConfig,
+    run_among,
 )
 from megatron.data.batches import Split, open_splits
 from megatron.data.blend import parse_data_path
 from megatron.data.indexed import CHUNK, IndexedDataset
 from megatron.data.provenance import read_sources, source_of
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
-from megatron.errors import UserError, main_guard
+from megatron.errors import UserError, main_guard, raise_problems
 from megatron.megatron_flags import ADVICE
 from megatron.optimizer.schedule import global_batch_size
 from megatron.presets import PRESETS
@@ -82,11 +82,6 @@ class InspectConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     dry_run: DryRunConfig = field(default_factory=DryRunConfig)
-
-    @property
-    def run(self) -> PretrainConfig:
-        """The run whose flags these are."""
-        return PretrainConfig(**{part.name: getattr(self, part.name) for part in dataclasses.fields(PretrainConfig)})
 
 
 def corpus_lines(prefix: str) -> Iterator[str]:
@@ -164,10 +159,10 @@ def samples_of_step(config: InspectConfig) -> range:
             "--step needs the size of the steps: give --global-batch-size, the run's --config SAVE/config.json, or its "
             "--metrics-file"
         )
-    consumed = 0
+    run, consumed = run_among(config), 0
     for _ in range(step - 1):
-        consumed += global_batch_size(config.run, consumed)
-    return range(consumed, consumed + global_batch_size(config.run, consumed))
+        consumed += global_batch_size(run, consumed)
+    return range(consumed, consumed + global_batch_size(run, consumed))
 
 
 def _row(path: Path, step: int) -> dict[str, int]:
@@ -195,14 +190,14 @@ def _row(path: Path, step: int) -> dict[str, int]:
 
 def inspect(config: InspectConfig) -> Iterator[str]:
     """The text that was asked for. Raises `UserError` for whatever is wrong with options or files."""
-    look, data = config.look, dataclasses.replace(config.data, sentence_objective=config.run.sentence_objective)
+    look, objective = config.look, run_among(config).sentence_objective
+    data = dataclasses.replace(config.data, sentence_objective=objective)
     wanted = look.sample is not None or look.step is not None
     problems = look.problems() + (data.problems() if wanted else [])
     paths = (data.data_path, data.train_data_path, data.valid_data_path, data.test_data_path)
     if not wanted and not any(paths):
         problems.append("--data-path is required")
-    if problems:
-        raise UserError("; ".join(problems))
+    raise_problems(problems)
     if not wanted:
         for prefix in dict.fromkeys(prefix for path in paths if path for prefix in parse_data_path(path)[1]):
             yield from corpus_lines(prefix)

@@ -24,8 +24,9 @@ from megatron.config import (
     PrecisionConfig,
     PretrainConfig,
     TrainingConfig,
+    run_among,
 )
-from megatron.errors import UserError, main_guard
+from megatron.errors import main_guard, raise_problems
 from megatron.megatron_flags import ADVICE
 from megatron.planning.case import for_planning, with_word_table
 from megatron.planning.communication import step_traffic
@@ -73,17 +74,10 @@ class PlanRunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
-    @property
-    def run(self) -> PretrainConfig:
-        """The options of the run alone."""
-        sections = {section.name: getattr(self, section.name) for section in dataclasses.fields(self)}
-        del sections["plan"]
-        return PretrainConfig(**sections)
-
 
 def check(config: PlanRunConfig) -> None:
     """Raise `UserError` with all that is missing for any plan."""
-    problems, run = config.plan.problems(), config.run
+    problems, run = config.plan.problems(), run_among(config)
     if run.training.global_batch_size <= 0:
         problems.append("--global-batch-size is required: a plan compares layouts of the same step")
     # What is wrong in every layout; the layouts themselves, and what they need, are searched.
@@ -93,10 +87,7 @@ def check(config: PlanRunConfig) -> None:
         training=dataclasses.replace(for_planning(run).training, micro_batch_size=1),
     )
     problems += anyhow.problems(1)
-    if problems:
-        raise UserError(
-            problems[0] if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems])
-        )  # fmt: skip
+    raise_problems(problems)
 
 
 def layout_name(candidate: Candidate) -> str:
@@ -154,9 +145,9 @@ def stand_in_lines(given: PretrainConfig, used: PretrainConfig) -> list[str]:
 def plan(config: PlanRunConfig) -> list[str]:
     """The plan as text. Raises `UserError` for a run that cannot be in any layout."""
     check(config)
-    machines, profile = config.plan, PROFILES[config.plan.gpu_profile]
+    run, machines, profile = run_among(config), config.plan, PROFILES[config.plan.gpu_profile]
     memory = machines.gpu_memory_gb or profile.memory
-    found = candidates(for_planning(with_word_table(config.run)), machines.num_gpus, profile, memory)
+    found = candidates(for_planning(with_word_table(run)), machines.num_gpus, profile, memory)
     best = recommended(found)
     lines = [
         f"{machines.num_gpus} {machines.gpu_profile} GPUs of {memory:g} GiB, {RESERVED:.0%} of it left to libraries: "
@@ -177,7 +168,7 @@ def plan(config: PlanRunConfig) -> list[str]:
         *(f"  {line}" for line in memory_table(best.memory)),
         "",
         launch_command(best, machines.num_gpus, profile.gpus_per_node),
-        *stand_in_lines(config.run, best.config),
+        *stand_in_lines(run, best.config),
     ]
 
 

@@ -19,6 +19,7 @@ from megatron.config import (
     PrecisionConfig,
     PretrainConfig,
     TrainingConfig,
+    run_among,
     with_vocabulary,
 )
 from megatron.data.tokenizer import load_tokenizer
@@ -44,17 +45,6 @@ class ProveLayoutConfig:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(train_iters=1000))
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
-    def run(self) -> PretrainConfig:
-        """The run whose layout is proved."""
-        return PretrainConfig(
-            model=self.model,
-            parallel=self.parallel,
-            data=self.data,
-            optimizer=self.optimizer,
-            precision=self.precision,
-            training=self.training,
-        )
-
 
 def main() -> None:
     """Parse, train twice, compare."""
@@ -67,7 +57,7 @@ def main() -> None:
     )
     if launched_processes() == 1:
         raise UserError("start the processes of the layout: torchrun --nproc-per-node N tools/prove_layout.py ...")
-    config = given.run().resolved(world_size=launched_processes())
+    config = run_among(given).resolved(world_size=launched_processes())
     with ParallelContext.from_environment(config.parallel, agree=lambda job: check_start(job, config)) as context:
         found = run_proof(config, given.proof, context)
     if not all(comparison.equal for comparison in found):

@@ -9,7 +9,7 @@ from megatron.config.data import DataConfig
 from megatron.config.model import ModelConfig, model_from_dict, with_vocabulary
 from megatron.config.output import CheckpointConfig, LoggingConfig
 from megatron.config.parallel import ParallelConfig
-from megatron.config.pretrain import DryRunConfig, PretrainConfig, to_dict
+from megatron.config.pretrain import DryRunConfig, PretrainConfig, run_among, to_dict
 from megatron.config.training import OptimizerConfig, PrecisionConfig, TrainingConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "PretrainConfig",
     "TrainingConfig",
     "model_from_dict",
+    "run_among",
     "to_dict",
     "with_vocabulary",
 ]

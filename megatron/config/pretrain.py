@@ -10,7 +10,7 @@ from megatron.config.model import ModelConfig
 from megatron.config.output import CheckpointConfig, LoggingConfig
 from megatron.config.parallel import ParallelConfig
 from megatron.config.training import OptimizerConfig, PrecisionConfig, TrainingConfig
-from megatron.errors import UserError
+from megatron.errors import raise_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +116,7 @@ class PretrainConfig:
 
         Raises `UserError` naming every violated rule at once.
         """
-        problems = self.problems(world_size)
-        if problems:
-            raise UserError(
-                "; ".join(problems) if len(problems) == 1 else "\n  - ".join([f"{len(problems)} problems:", *problems])
-            )
+        raise_problems(self.problems(world_size))
         model, train = self.model, self.training
         data_parallel_size = world_size // self.parallel.model_parallel_size
         return dataclasses.replace(
@@ -135,6 +131,12 @@ class PretrainConfig:
                 train, global_batch_size=train.global_batch_size or train.micro_batch_size * data_parallel_size
             ),
         )
+
+
+def run_among(sections: Any) -> PretrainConfig:
+    """The run among the sections of a larger configuration; those that it lacks are at their defaults."""
+    names = (section.name for section in dataclasses.fields(PretrainConfig) if hasattr(sections, section.name))
+    return PretrainConfig(**{name: getattr(sections, name) for name in names})
 
 
 def to_dict(config: Any) -> dict[str, Any]:

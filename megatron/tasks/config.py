@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
-from megatron.errors import UserError
+from megatron.errors import raise_problems
 from megatron.tasks.table import GENERIC, Hyperparameters
 
 ADVICE = {
@@ -153,8 +153,7 @@ class FinetuneConfig:
                     found.append(f"--{name.replace('_', '-')} is for --task classification, not {self.task.task}")
         if self.logging.log_interval < 1:
             found.append("--log-interval must be at least 1")
-        if found:
-            raise UserError(found[0] if len(found) == 1 else "\n  - ".join([f"{len(found)} problems:", *found]))
+        raise_problems(found)
 
 
 def optimizer_config(tuning: TuningConfig, hyper: Hyperparameters) -> OptimizerConfig:
