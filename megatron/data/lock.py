@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron.errors import UserError
+from megatron.files import take_lock
 
 POLL_SECONDS = 0.05
 TELL_SECONDS = 5.0
@@ -32,17 +31,12 @@ def one_maker(path: Path, *, limit: float) -> Iterator[bool]:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                ours, holder = True, ""
-            except BlockingIOError:
-                ours, holder = False, os.pread(handle, 512, 0).decode(errors="replace") or "another process"
+                holder = take_lock(handle)
             except OSError:
                 yield True
                 return
             # A holder removes the file when done: a lock on what is no longer there is worth nothing.
-            if ours and _is_still(lock, handle):
-                os.truncate(handle, 0)
-                os.pwrite(handle, f"process {os.getpid()} on host {socket.gethostname()}".encode(), 0)
+            if not holder and _is_still(lock, handle):
                 try:
                     yield True
                 finally:
@@ -50,7 +44,7 @@ def one_maker(path: Path, *, limit: float) -> Iterator[bool]:
                 return
         finally:
             os.close(handle)
-        if ours:
+        if not holder:
             continue
         if path.exists():
             yield False

@@ -5,14 +5,13 @@ the end. So the outputs are the same bytes for any number of workers, and a run 
 with the shards that are missing when the command is given again.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -37,6 +36,7 @@ from megatron.data.survey import make_surveyor
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.data.workers import ordered_map
 from megatron.errors import UserError
+from megatron.files import take_lock
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -214,14 +214,13 @@ def _work_folder(folder: Path) -> Iterator[None]:
     """The folder of the shards, locked; it stays behind only if it holds a finished shard."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")  # noqa: SIM115 (closed below)
+        lock = open(folder / LOCK, "a+b")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process preprocesses into {folder}: wait for it, or end it") from None
+        with suppress(OSError):  # no locks here
+            if take_lock(lock.fileno()):
+                raise UserError(f"another process preprocesses into {folder}: wait for it, or end it")
         try:
             yield
         finally:
