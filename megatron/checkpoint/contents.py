@@ -14,11 +14,10 @@ from megatron.checkpoint.files import MANIFEST, read_json, read_manifest, verify
 from megatron.checkpoint.hub_weights import open_weights
 from megatron.checkpoint.huggingface import read_huggingface
 from megatron.checkpoint.megatron_lm_read import is_megatron_lm, read_megatron_lm
-from megatron.checkpoint.shards import Kind, Stored, read_index, read_pieces
+from megatron.checkpoint.shards import Kind, Stored, read_index, read_whole
 from megatron.checkpoint.store import CONFIG, TRACKER, TRAIN_STATE
 from megatron.config import to_dict
 from megatron.errors import UserError
-from megatron.mpu.sharding import whole_piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +142,7 @@ def _layout(parallel: Any, weights: list[str]) -> str:
 
 
 def _entry(path: Path, name: str, stored: Stored) -> Entry:
-    def read() -> torch.Tensor:
-        tensor = torch.empty(stored.shape)
-        read_pieces(path, {name: stored}, [whole_piece(name, tensor)])
-        return tensor
-
+    read = partial(read_whole, path, {name: stored}, name)
     return Entry(shape=stored.shape, dtype=stored.dtype, parts=len(stored.blocks), read=read)
 
 

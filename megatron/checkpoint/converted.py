@@ -12,6 +12,7 @@ import torch
 from megatron import __version__
 from megatron.checkpoint.hub_names import Table
 from megatron.checkpoint.hub_tokenizer import TokenizerFile
+from megatron.checkpoint.shards import Stored, read_index, read_whole
 from megatron.checkpoint.store import (
     CONFIG,
     TRAIN_STATE,
@@ -19,7 +20,6 @@ from megatron.checkpoint.store import (
     json_bytes,
     read_config,
     save_checkpoint,
-    weight_shapes,
 )
 from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
@@ -32,12 +32,21 @@ HEADS = ("lm_head.", "pooler.", "binary_head.")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A checkpoint to convert. config: all of its config.json; shapes: of its weights, by global name."""
+    """A checkpoint to convert. config: all of its config.json; index: where its weights are, by global name."""
 
     path: Path
     config: dict[str, Any]
     model: ModelConfig
-    shapes: dict[str, tuple[int, ...]]
+    index: Mapping[str, Stored]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights, by global name."""
+        return {name: stored.shape for name, stored in self.index.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight, whole, in fp32."""
+        return read_whole(self.path, self.index, name)
 
     @property
     def tokenizer_type(self) -> str:
@@ -57,7 +66,7 @@ def open_source(checkpoint: Path) -> Source:
     config = read_config(found)
     if not isinstance(config.get("model"), dict):
         raise UserError(f"{found / 'config.json'} has no section model; it is not the configuration of a training run")
-    return Source(path=found, config=config, model=model_from_dict(config["model"]), shapes=weight_shapes(found))
+    return Source(path=found, config=config, model=model_from_dict(config["model"]), index=read_index(found, "model"))
 
 
 def check_against_table(source: Source, table: Table, target: str) -> None:

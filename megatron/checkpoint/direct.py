@@ -29,7 +29,7 @@ class Written:
     sha256: str
 
 
-def write_file(path: Path, parts: Iterable[torch.Tensor]) -> Written:
+def write_hashed(path: Path, parts: Iterable[torch.Tensor]) -> Written:
     """Write the parts (flat uint8, any device) one after the other and flush them to the disk. Raises `OSError`."""
     handle = _open(path)
     digest = hashlib.sha256()

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from megatron.checkpoint.converted import HEADS, check_against_table, check_empty, open_source, save_converted
-from megatron.checkpoint.direct import write_file
+from megatron.checkpoint.converted import HEADS, Source, check_against_table, check_empty, open_source, save_converted
+from megatron.checkpoint.direct import write_hashed
 from megatron.checkpoint.extend_vocabulary import extend_vocabulary
 from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
@@ -31,7 +31,7 @@ from megatron.checkpoint.hub_tokenizer import (
 )
 from megatron.checkpoint.hub_weights import HubWeights, open_weights
 from megatron.checkpoint.model_card import model_card
-from megatron.checkpoint.store import read_train_state, read_weight
+from megatron.checkpoint.store import read_train_state
 from megatron.config import ModelConfig
 from megatron.errors import UserError
 from megatron.files import durable_file
@@ -81,7 +81,7 @@ def to_huggingface(
     elif lacking:
         notices.append(f"the checkpoint has no {', '.join(lacking)}: exported as {family.classes}{head}")
     with new_folder(output, overwrite=overwrite) as folder:
-        _write_weights(folder, found, model, {name: table[name] for name in sorted(stored)}, max_file_bytes)
+        _write_weights(folder, source, {name: table[name] for name in sorted(stored)}, max_file_bytes)
         write_json(folder / "config.json", hub_config(model, family, head, tokens, labels))
         if tokenizer is not None:
             notices += write_hub_tokenizer(tokenizer, folder, model.max_position_embeddings)
@@ -90,7 +90,7 @@ def to_huggingface(
         with durable_file(folder / "README.md") as file:
             file.write(card.encode())
         if check is not None:
-            check(model, {name: read_weight(found, name) for name in stored}, folder)
+            check(model, {name: source.read(name) for name in stored}, folder)
     return tuple(notices)
 
 
@@ -176,9 +176,7 @@ def _labels(checkpoint: Path, config: dict[str, Any], stored: Mapping[str, tuple
     return [str(label) for label in labels]
 
 
-def _write_weights(
-    folder: Path, checkpoint: Path, model: ModelConfig, table: Table, max_file_bytes: int | None
-) -> None:
+def _write_weights(folder: Path, source: Source, table: Table, max_file_bytes: int | None) -> None:
     """model.safetensors, or files of at most so many bytes of tensors and model.safetensors.index.json."""
     files: list[Table] = [{}]
     filled = 0
@@ -190,18 +188,18 @@ def _write_weights(
         files[-1][name] = row
         filled += size
     if len(files) == 1:
-        write_file(folder / "model.safetensors", _weights(checkpoint, model, table))
+        write_hashed(folder / "model.safetensors", _weights(source, table))
         return
     placed: dict[str, str] = {}
     for number, part in enumerate(files, 1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        write_file(folder / file, _weights(checkpoint, model, part))
+        write_hashed(folder / file, _weights(source, part))
         placed |= {their: file for _, theirs in part.values() for their in theirs}
     total = sum(4 * math.prod(shape) for shape, _ in table.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": placed})
 
 
-def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[torch.Tensor]:
+def _weights(source: Source, table: Table) -> Iterator[torch.Tensor]:
     """A safetensors file, header and tensors one by one under their Hugging Face names, fp32, as bytes."""
     shapes = {
         their: ((shape[0] // len(theirs), *shape[1:]), torch.float32)
@@ -210,7 +208,7 @@ def _weights(checkpoint: Path, model: ModelConfig, table: Table) -> Iterator[tor
     }
     yield torch.frombuffer(bytearray(safetensors_header(shapes, {"format": "pt"})), dtype=torch.uint8)
     for ours, (_, theirs) in table.items():
-        for part in split(read_weight(checkpoint, ours), model.num_attention_heads, len(theirs)):
+        for part in split(source.read(ours), source.model.num_attention_heads, len(theirs)):
             yield part.contiguous().reshape(-1).view(torch.uint8)
 
 

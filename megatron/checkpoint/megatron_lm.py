@@ -16,7 +16,6 @@ from megatron.checkpoint.hub_tokenizer import CASED, SENTENCEPIECE, UNCASED, VOC
 from megatron.checkpoint.hub_tokenizer import read_checkpoint_tokenizer as read_tokenizer
 from megatron.checkpoint.megatron_lm_names import TIED_COPY, WORD_TABLE, Naming, divided_dim, name_there, nested
 from megatron.checkpoint.megatron_lm_read import FILE, TRACKER, Activation, read_megatron_lm
-from megatron.checkpoint.store import read_weight
 from megatron.config import ModelConfig
 from megatron.config.suggest import nearest_divisors
 from megatron.errors import UserError
@@ -132,9 +131,9 @@ def _stage(source: Source, stage: int, stages: int, rows: int) -> dict[str, torc
     own = tuple(f"encoder.layers.{stage * layers + number}." for number in range(layers))
     own += ("embeddings.",) if stage == 0 else ()
     own += ("encoder.final_layernorm.", *HEADS) if stage == stages - 1 else ()
-    tensors = {name: read_weight(source.path, name) for name in source.shapes if name.startswith(own)}
+    tensors = {name: source.read(name) for name in source.shapes if name.startswith(own)}
     if stages > 1 and stage == stages - 1:
-        tensors["tied copy"] = read_weight(source.path, WORD_TABLE)
+        tensors["tied copy"] = source.read(WORD_TABLE)
     for name, fill in ((WORD_TABLE, 0.0), ("tied copy", 0.0), ("lm_head.bias", _PADDING_LOGIT)):
         if name in tensors:
             padding = tensors[name].new_full((rows - model.vocab_size, *tensors[name].shape[1:]), fill)

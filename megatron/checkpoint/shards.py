@@ -20,10 +20,10 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron.checkpoint.direct import Written, write_file
+from megatron.checkpoint.direct import Written, write_hashed
 from megatron.checkpoint.files import read_manifest, safetensors_header
 from megatron.errors import UserError
-from megatron.mpu.sharding import Piece
+from megatron.mpu.sharding import Piece, whole_piece
 
 Kind = Literal["model", "optimizer"]
 
@@ -57,7 +57,7 @@ def write_pieces(folder: Path, kind: Kind, pieces: Iterable[Piece], rank: int) -
     written = {}
     for number, level in enumerate(levels):
         name = f"{kind}-{rank:05d}{f'.{number}' if number else ''}.safetensors"
-        written[name] = write_file(folder / name, _parts([level[key] for key in sorted(level)]))
+        written[name] = write_hashed(folder / name, _parts([level[key] for key in sorted(level)]))
     return written
 
 
@@ -134,6 +134,13 @@ def read_pieces(checkpoint: Path, index: Mapping[str, Stored], into: Iterable[Pi
                 file = files[block.file]
                 values = file.get_tensor(piece.name) if whole else file.get_slice(piece.name)[source]
                 piece.tensor[_within(low, high, piece.offsets)].copy_(values)
+
+
+def read_whole(checkpoint: Path, index: Mapping[str, Stored], name: str) -> torch.Tensor:
+    """A whole tensor, fp32, on the CPU."""
+    tensor = torch.empty(index[name].shape)
+    read_pieces(checkpoint, index, [whole_piece(name, tensor)])
+    return tensor
 
 
 def _within(low: Sequence[int], high: Sequence[int], origin: Sequence[int]) -> tuple[slice, ...]:

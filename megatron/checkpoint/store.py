@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from megatron.checkpoint.direct import Written
 from megatron.checkpoint.files import (
     MANIFEST,
@@ -41,7 +39,7 @@ from megatron.checkpoint.shards import Kind, Stored, files_of, read_index, read_
 from megatron.errors import UserError
 from megatron.files import durable_file, flush_folder, replace_file
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.sharding import Piece, whole_piece
+from megatron.mpu.sharding import Piece
 
 TRACKER = "latest_checkpointed_iteration.txt"
 CONFIG = "config.json"
@@ -259,19 +257,6 @@ def load_tensors(
     with context.together():
         read_pieces(checkpoint, index, [piece for piece in into if piece.name in index])
     return tuple(name for name in known if name not in index)
-
-
-def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the model's tensors. Raises `UserError` if their files are damaged."""
-    return {name: stored.shape for name, stored in read_index(checkpoint, "model").items()}
-
-
-def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
-    """One whole tensor of the model, on the CPU, fp32."""
-    index = read_index(checkpoint, "model")
-    tensor = torch.empty(index[name].shape)
-    read_pieces(checkpoint, index, [whole_piece(name, tensor)])
-    return tensor
 
 
 def _compare(

@@ -155,15 +155,6 @@ class Group:
         self.start_reduce_scatter(output, tensor.contiguous()).wait()
         return output
 
-    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
-        """Copy the tensor of member `source` to all, in place; returns it."""
-        if self.size > 1:
-            with self._inside("broadcast", tensor):
-                place = self._on_host(tensor)
-                dist.broadcast(place, group=self.handle, group_src=source)
-                _copy_back(tensor, place)()
-        return tensor
-
     def start_send(self, tensor: Tensor, to: int) -> Pending:
         """Begin to send a tensor to member `to`. Pairs of members match sends and receives in order."""
         with self._inside("send", tensor, peer=to):

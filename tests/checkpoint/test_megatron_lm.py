@@ -19,7 +19,6 @@ from megatron.checkpoint import find_checkpoint, json_bytes, load_tensors, read_
 from megatron.checkpoint.huggingface import from_huggingface
 from megatron.checkpoint.megatron_lm import from_megatron_lm, to_megatron_lm
 from megatron.checkpoint.megatron_lm_file import Inert, read_torch_file
-from megatron.checkpoint.store import read_weight, weight_shapes
 from megatron.config import ModelConfig, model_from_dict, to_dict
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining
@@ -27,6 +26,7 @@ from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, parameter_pieces
 from tests.checkpoint.hub import SHAPE, TOKENS, save_hub
 from tests.checkpoint.megatron_lm import padded_rows, write_megatron_lm
+from tests.checkpoint.weights import weights_of
 from tests.training.corpus import records, write_corpus
 from tests.training.run import train
 
@@ -161,7 +161,7 @@ def test_what_is_not_known_or_differs_is_said(tmp_path: Path, theirs: transforme
         "lm_head.dense.bias differs between tensor-parallel ranks, which should hold the same; rank 0 counts",
         "the vocabulary's size is not known",
     ]
-    assert weight_shapes(tmp_path / "save" / "iter_0000000")["lm_head.bias"] == (padded_rows(theirs),) == (64,)
+    assert weights_of(tmp_path / "save" / "iter_0000000")["lm_head.bias"].shape == (padded_rows(theirs),) == (64,)
 
 
 def test_training_goes_on_from_it(tmp_path: Path) -> None:
@@ -337,8 +337,9 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, tp: int, pp: int, changes: 
     assert len(files) == tp * pp
     from_megatron_lm(tmp_path / "there", tmp_path / "back")
     back = tmp_path / "back" / "iter_0000000"
-    assert weight_shapes(back).keys() == ours.keys()
-    assert all(torch.equal(read_weight(back, name), tensor) for name, tensor in ours.items())
+    returned = weights_of(back)
+    assert returned.keys() == ours.keys()
+    assert all(torch.equal(returned[name], tensor) for name, tensor in ours.items())
     before, after = (read_config(path)["model"] for path in (tmp_path / "ours" / "iter_0000007", back))
     assert before == after
 

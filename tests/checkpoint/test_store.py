@@ -33,15 +33,14 @@ from megatron.checkpoint.store import (
     load_tensors,
     read_config,
     read_train_state,
-    read_weight,
     save_checkpoint,
-    weight_shapes,
     write_own,
 )
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.mpu.sharding import Piece, ShardSpec, pieces_of, whole_piece
+from tests.checkpoint.weights import weights_of
 from tests.ranks import run_ranks
 
 SINGLE = ParallelContext.single()
@@ -528,10 +527,10 @@ def _tensor_parallel(context: ParallelContext, folder: Path, fail: bool) -> None
 
 def test_tensor_parallel_ranks_write_their_blocks(tmp_path: Path) -> None:
     run_ranks(Layout(data=2, tensor=2), _tensor_parallel, tmp_path, False)
-    path = tmp_path / "iter_0000004"
-    assert weight_shapes(path) == {name: tuple(tensor.shape) for name, tensor in _wholes().items()}
+    found = weights_of(tmp_path / "iter_0000004")
+    assert found.keys() == _wholes().keys()
     for name, tensor in _wholes().items():
-        assert torch.equal(read_weight(path, name), tensor)
+        assert torch.equal(found[name], tensor)
 
 
 def test_a_full_disk_with_tensor_parallel_ranks_does_not_hang(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron.checkpoint.store import weight_shapes
+from tests.checkpoint.weights import weights_of
 from tests.ranks import run_script
 from tests.training.corpus import ROOT, arguments, command, finish, records, write_corpus
 from tests.training.run import train
@@ -84,9 +84,9 @@ def test_a_checkpoint_of_a_layout_continues_in_one_process_and_back(corpus: Path
         argv = arguments(corpus, **own, **({"exit_interval": last} if last < 6 else {}))
         for code, err in run_script(ROOT / "pretrain_bert.py", argv, processes, corpus):
             assert code == 0, err
-    shapes = weight_shapes(corpus / "save" / "iter_0000006")
-    assert shapes["embeddings.word_embeddings.weight"] == (65, 32)
-    assert sum(name.startswith("encoder.layers.") for name in shapes) == 4 * 12
+    weights = weights_of(corpus / "save" / "iter_0000006")
+    assert weights["embeddings.word_embeddings.weight"].shape == (65, 32)
+    assert sum(name.startswith("encoder.layers.") for name in weights) == 4 * 12
     for a, b in zip(records(corpus, name="one.jsonl"), records(corpus), strict=True):
         for name in (*LOSSES, "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-5), (name, a["step"])

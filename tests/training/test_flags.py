@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron.checkpoint.store import weight_shapes
 from megatron.config import PretrainConfig
+from tests.checkpoint.weights import weights_of
 from tests.training.corpus import records, write_corpus
 from tests.training.run import config_of, train
 
@@ -78,9 +78,9 @@ def test_the_flag_changes_the_numbers(name: str, corpus: Path, plain: list[dict[
 def test_rows_of_the_tables(corpus: Path) -> None:
     """Rows that no token uses change no number, only the shape."""
     train(corpus, train_iters=1, save=corpus / "save", type_vocab_size=3, max_position_embeddings=96)
-    shapes = weight_shapes(corpus / "save" / "iter_0000001")
-    assert shapes["embeddings.token_type_embeddings.weight"] == (3, 32)
-    assert shapes["embeddings.position_embeddings.weight"] == (96, 32)
+    weights = weights_of(corpus / "save" / "iter_0000001")
+    assert weights["embeddings.token_type_embeddings.weight"].shape == (3, 32)
+    assert weights["embeddings.position_embeddings.weight"].shape == (96, 32)
 
 
 @pytest.mark.parametrize(

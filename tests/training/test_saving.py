@@ -16,8 +16,8 @@ import torch
 
 from megatron.checkpoint import direct
 from megatron.checkpoint.shards import files_of
-from megatron.checkpoint.store import read_weight, weight_shapes
 from megatron.errors import UserError
+from tests.checkpoint.weights import weights_of
 from tests.training.corpus import arguments, command, finish, records, write_corpus
 from tests.training.run import train
 from tests.training.test_resume import curve
@@ -25,8 +25,7 @@ from tests.training.test_resume import curve
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint."""
-    path = folder / f"iter_{step:07d}"
-    return {name: read_weight(path, name) for name in weight_shapes(path)}
+    return weights_of(folder / f"iter_{step:07d}")
 
 
 def steps(folder: Path) -> list[int]:
