@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -45,8 +46,9 @@ def preprocess(config: PreprocessConfig) -> None:
     check_preprocess_config(config, paths)
     tokenizer = load_tokenizer(config.tokenizer_type, config.vocab_file, config.tokenizer_model)
     # So that a mistake shows here, not in every worker.
-    load_segmenter(config.segmenter, config.user_dict)
     make_character_cleaner(config.normalize, config.simplify)
+    if config.user_dict is not None:
+        load_segmenter(config.segmenter, config.user_dict)
     if config.drop_near_duplicates is not None:
         signatures([])
     size = shard_bytes(paths)
@@ -80,7 +82,7 @@ def preprocess(config: PreprocessConfig) -> None:
         except KeyboardInterrupt:
             print(f"stopped: {_what_is_kept(store)}", file=sys.stderr, flush=True)
             raise
-        shutil.rmtree(store.folder)
+        _remove(store.folder)
 
 
 def _facts(config: PreprocessConfig, tokenizer: Tokenizer, size: int) -> list[str]:
@@ -207,6 +209,13 @@ def _what_is_kept(store: ShardStore) -> str:
     return (
         f"no output was written; {done} finished shards are in {store.folder}, and the same command goes on with them"
     )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with large files, whose pages the system takes long to drop: several at a time."""
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(os.unlink, folder.glob("*.bin")))
+    shutil.rmtree(folder)
 
 
 @contextmanager
