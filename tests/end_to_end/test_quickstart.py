@@ -88,7 +88,7 @@ def test_an_interrupted_quickstart_goes_on(
 ) -> None:
     folder = tmp_path / "run"
 
-    def todo(second: str) -> tuple[object, ...]:
+    def steps(second: str) -> tuple[object, ...]:
         counter = folder / "first.count"
         return (
             quickstart.Step(name="first", purpose="counts its runs", command=f"echo x >> {counter}"),
@@ -96,16 +96,16 @@ def test_an_interrupted_quickstart_goes_on(
         )
 
     fails_once = f"echo words of the step; test -e {folder}/ready"
-    quickstart.prepare(todo(fails_once), folder)
+    quickstart.prepare(steps(fails_once), folder)
     with pytest.raises(quickstart.UserError, match=r"(?s)second ended with exit code 1.*words of the step"):
-        quickstart.run_all(todo(fails_once), folder)
+        quickstart.run_all(steps(fails_once), folder)
     (folder / "ready").touch()
-    quickstart.prepare(todo(fails_once), folder)
-    assert set(quickstart.run_all(todo(fails_once), folder)) == {"first", "second"}
+    quickstart.prepare(steps(fails_once), folder)
+    assert set(quickstart.run_all(steps(fails_once), folder)) == {"first", "second"}
     assert (folder / "first.count").read_text() == "x\n"
     assert "finished earlier" in capsys.readouterr().out
 
-    quickstart.prepare(todo("true"), folder)  # other commands: everything anew
+    quickstart.prepare(steps("true"), folder)  # other commands: everything anew
     assert not (folder / "first.count").exists()
 
 
