@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename.
+"""Files that are either whole or absent: temporary name, fsync, rename; texts of users, read by the line.
 
 A rename is durable only if the data and the folder were flushed (Pillai et al., OSDI 2014).
 """
@@ -59,6 +59,21 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text that a user named; what: it is in messages. Raises `UserError` if it cannot be read.
+
+    Only the line feed ends a line, with any carriage returns before it: no other line end of Unicode does.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 (byte {error.start})") from None
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
 
 
 def write_file(path: Path, content: bytes) -> None:

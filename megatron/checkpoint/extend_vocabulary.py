@@ -11,6 +11,7 @@ import torch
 from megatron.checkpoint.hub_tokenizer import SENTENCEPIECE, TokenizerFile
 from megatron.config import ModelConfig
 from megatron.errors import UserError
+from megatron.files import read_lines
 
 _TABLES = ("embeddings.word_embeddings.weight", "lm_head.bias")
 
@@ -62,15 +63,7 @@ def extend_vocabulary(
 
 
 def _read_tokens(path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--extend-vocab {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--extend-vocab {path} is not UTF-8 (byte {error.start})") from None
-    tokens = [line.rstrip("\r") for line in text.split("\n")]
-    if tokens[-1] == "":
-        tokens.pop()
+    tokens = read_lines(path, "--extend-vocab")
     for number, token in enumerate(tokens, 1):
         if not token or len(token.split()) != 1 or token != token.strip():
             raise UserError(f"--extend-vocab {path}:{number}: {token!r} is not one token; every line must be")

@@ -123,12 +123,6 @@ class IndexedDataset:
                     raise UserError(f"{self.prefix}.bin holds a negative token id: preprocess the corpus again")
         return largest
 
-    def check_vocabulary(self, vocab_size: int, vocabulary_hash: str | None = None) -> None:
-        """Raise `UserError` if a token id is not below `vocab_size`, or if the data card names another vocabulary."""
-        check_largest_token(self.prefix, self.largest_token, vocab_size)
-        if vocabulary_hash is not None:
-            self.check_card(vocabulary_hash)
-
     def check_card(self, vocabulary_hash: str) -> None:
         """Raise `UserError` if there is a data card and it was made with another vocabulary."""
         card = Path(f"{self.prefix}.json")

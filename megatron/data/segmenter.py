@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from megatron.data.jieba_words import load_jieba
 from megatron.data.tokenizer import Encoded
 from megatron.errors import UserError
+from megatron.files import read_lines
 
 SEGMENTERS = ("none", "jieba")
 
@@ -41,14 +42,8 @@ def load_segmenter(kind: str, user_dict: str | Path | None = None) -> Segmenter 
 
 def read_user_dict(path: Path) -> list[tuple[str, int | None, str | None]]:
     """Lines "word [frequency] [tag]" of a jieba user dictionary; without a frequency the word is made to win."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--user-dict {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--user-dict {path} is not UTF-8 (byte {error.start})") from None
     words: list[tuple[str, int | None, str | None]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "--user-dict"), 1):
         if not line.strip():
             continue
         match = re.fullmatch(r"(\S+)(?:\s+([0-9]{1,9}))?(?:\s+([a-zA-Z]+))?", line.strip())

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 
 from megatron._C import WordPiece
 from megatron.errors import UserError
+from megatron.files import read_lines
 
 WORDPIECE_KINDS = ("BertWordPieceCase", "BertWordPieceLowerCase")
 SENTENCEPIECE_KIND = "SentencePieceTokenizer"
@@ -124,16 +125,7 @@ def _load_wordpiece(kind: str, path: Path) -> Tokenizer:
 
 
 def _read_vocabulary(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"vocabulary {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"vocabulary {path} is not UTF-8 (byte {error.start})") from None
-    # Tokens may be any character but the line feed: no other line end of Unicode separates them.
-    tokens = [line.rstrip("\r") for line in text.split("\n")]
-    if tokens[-1] == "":
-        tokens.pop()
+    tokens = read_lines(path, "vocabulary")
     lines: dict[str, int] = {}
     for number, token in enumerate(tokens, 1):
         if not token:

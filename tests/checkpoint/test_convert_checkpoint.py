@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,31 +13,20 @@ from safetensors.torch import load_file, save_file
 
 from megatron.errors import UserError
 from tests.checkpoint.hub import CASES, change_config, hub_model, save_hub
+from tests.commands import run
 from tools import convert_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+convert = partial(run, "tools/convert_checkpoint.py", environment={"HF_HUB_OFFLINE": "1"})
 
 
 def test_there_and_back_as_typed(tmp_path: Path) -> None:
     theirs = hub_model("megatron-bert gelu_new, odd eps")
     folder = save_hub(theirs, tmp_path / "in", lower_case=False)
-    there = run("from-hf", "--input", folder, "--save", tmp_path / "save")
+    there = convert("from-hf", "--input", folder, "--save", tmp_path / "save")
     assert there.returncode == 0, there.stderr
     assert there.stdout.startswith(f"MLM logits, SOP logits equal those of transformers {transformers.__version__} to ")
     assert there.stderr == ""
-    back = run("to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
+    back = convert("to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
     assert back.returncode == 0, back.stderr
     assert back.stdout.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
@@ -61,7 +49,7 @@ def test_there_and_back_as_typed(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_message(arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
+    result = convert(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("convert_checkpoint.py: error: ")
     assert message in result.stderr

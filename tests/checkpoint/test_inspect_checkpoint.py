@@ -20,9 +20,9 @@ from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import Piece
 from tests.checkpoint.hub import hub_model, save_hub
+from tests.commands import ROOT
 from tools import inspect_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 SINGLE = ParallelContext.single()
 
 

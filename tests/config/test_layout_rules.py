@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, PretrainConfig, TrainingConfig
 from megatron.errors import UserError
+from tests.commands import run
 
-ROOT = Path(__file__).resolve().parents[2]
 TP, PP, SP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"
 VIRTUAL, SPLIT, SCHEDULE = "num_layers_per_virtual_pipeline_stage", "pipeline_split", "pipeline_schedule"
 
@@ -88,24 +84,17 @@ def test_a_vocabulary_of_any_size_fits() -> None:
     configuration({TP: 16}).resolved(world_size=16)
 
 
-@pytest.mark.parametrize("rank", [0, 3])
-def test_no_rank_waits_for_another(rank: int) -> None:
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_no_rank_waits_for_another(rank: str) -> None:
     """As torchrun would start one of 6 processes, but nobody listens: meeting the others would hang."""
     flags = (
         "--preset roberta-tiny-clue --tensor-model-parallel-size 5 --pipeline-model-parallel-size 8 --seq-length 128 "
         "--sequence-parallel --micro-batch-size 4 --global-batch-size 10 --data-path a --vocab-file v --lr 1e-3 "
         "--train-iters 5 --recompute-method block"
     )
-    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 6, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 9}
+    torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "6", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     started = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "pretrain_bert.py", *flags.split()],
-        cwd=ROOT,
-        env={**os.environ, **{name: str(value) for name, value in torchrun.items()}},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run("pretrain_bert.py", *flags.split(), environment=torchrun)
     assert time.monotonic() - started < 60
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr

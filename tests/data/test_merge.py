@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +19,9 @@ from megatron.data.preprocess import PreprocessConfig, preprocess
 from megatron.data.provenance import source_of
 from megatron.data.tokenizer import SPECIAL_TOKENS
 from megatron.errors import UserError
+from tests.commands import run
 from tests.data.made_up import FIRST, random_documents, write_corpus
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SUFFIXES = ("bin", "idx", "words", "sources", "json")
 
 
@@ -62,12 +59,9 @@ def test_parts_merge_to_the_bytes_of_one_run(config: PreprocessConfig, tmp_path:
     names = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert len(names) == 3 * len(SUFFIXES)
     assert names[0] == "corpus-00001-of-00003_text_sentence.bin"
-    done = subprocess.run(
-        [
-            sys.executable, str(REPOSITORY / "tools" / "merge_datasets.py"), "--input",
-            f"{tmp_path}/parts/corpus-*_text_sentence", "--output-prefix", f"{tmp_path}/merged/corpus",
-        ],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
+    done = run(
+        "tools/merge_datasets.py", "--input", f"{tmp_path}/parts/corpus-*_text_sentence",
+        "--output-prefix", f"{tmp_path}/merged/corpus",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     merged = contents(f"{tmp_path}/merged/corpus")

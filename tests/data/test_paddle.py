@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +12,8 @@ from megatron.data.indexed import IndexedDataset
 from megatron.data.paddle import ConvertConfig, convert_dataset
 from megatron.data.tokenizer import SPECIAL_TOKENS
 from megatron.errors import UserError
+from tests.commands import run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TOKENS = [*SPECIAL_TOKENS, "我", "们", "在", "the", "##s", "##们", "##园"]
 DOCUMENTS = [[["我", "##们", "在"], ["the", "##s"]], [["在", "##园", "我"], [], ["们"]], [], [["the"]]]
 
@@ -54,10 +51,9 @@ def test_sentences_and_word_starts(config: ConvertConfig, monkeypatch: pytest.Mo
 
 
 def test_the_command_line(config: ConvertConfig) -> None:
-    flags = ["--input", config.input, "--output-prefix", config.output_prefix, "--vocab-file", config.vocab_file]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "convert_dataset.py"), *flags],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
+    done = run(
+        "tools/convert_dataset.py", "--input", config.input, "--output-prefix", config.output_prefix,
+        "--vocab-file", config.vocab_file,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "3 documents, 5 sentences, 10 tokens" in done.stdout

@@ -10,12 +10,11 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pytest
@@ -29,8 +28,8 @@ from megatron.data.segmenter import load_segmenter
 from megatron.data.text import split_sentences
 from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from megatron.errors import UserError
+from tests.commands import run, start
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TEXTS = ["我们在动物园。你好！", "好", "", "the zoo。Tom 我们 zoos?\n在\x00园", "🙂龘。"]
 CHARACTERS = "我们在动物园你好。！，"
 
@@ -64,10 +63,7 @@ def command(config: PreprocessConfig) -> list[str]:
     flags = ["--input", *config.input, "--output-prefix", config.output_prefix]
     flags += ["--tokenizer-type", config.tokenizer_type, "--vocab-file", str(config.vocab_file)]
     flags += ["--segmenter", config.segmenter, "--workers", str(config.workers), "--split-sentences"]
-    return [sys.executable, str(REPOSITORY / "tools" / "preprocess_data.py"), *flags]
-
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return ["tools/preprocess_data.py", *flags]
 
 
 def test_what_is_written(config: PreprocessConfig) -> None:
@@ -172,9 +168,7 @@ def test_a_full_disk_is_an_error(config: PreprocessConfig, size: int) -> None:
     Path(config.input[0], "c.txt").write_text("我们在动物园。" * 20_000, encoding="utf-8")
     # A file may not grow beyond this: to a writer the same as a disk that is full.
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
-    done = subprocess.run(
-        command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, preexec_fn=limit
-    )
+    done = run(*command(config), preexec_fn=limit)
     assert done.returncode == 2
     assert re.fullmatch(
         r"preprocess_data.py: error: cannot write .*: File too large; no output was written; [12] finished shards.*\n",
@@ -336,10 +330,7 @@ def test_keys_and_plain_text_do_not_go_together(config: PreprocessConfig, tmp_pa
 
 
 def test_the_command_line(config: PreprocessConfig) -> None:
-    done = subprocess.run(
-        [*command(config), "--log-interval", "50", "--json-keys", "text"],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run(*command(config), "--log-interval", 50, "--json-keys", "text")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     progress = [line for line in done.stdout.splitlines() if "ETA" in line]
@@ -361,9 +352,7 @@ def test_the_command_line(config: PreprocessConfig) -> None:
 def test_ugly_files_give_one_message(config: PreprocessConfig, tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "ugly.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + content)
-    done = subprocess.run(
-        command(replace(config, input=(str(path),))), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+    done = run(*command(replace(config, input=(str(path),))))
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -372,15 +361,17 @@ def test_ugly_files_give_one_message(config: PreprocessConfig, tmp_path: Path, c
 
 
 @pytest.fixture
-def running(config: PreprocessConfig) -> subprocess.Popen[str]:
+def running(config: PreprocessConfig) -> Popen[str]:
     """A command that has finished a shard and has minutes of work before it."""
     text = json.dumps({"text": "我们在动物园。" * 2000})
     Path(config.input[0], "long.jsonl").write_text(f"{text}\n" * 4000, encoding="utf-8")
-    process = subprocess.Popen(
-        [*command(replace(config, workers=2, segmenter="jieba")), "--log-interval", "1"],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    process = start(
+        *command(replace(config, workers=2, segmenter="jieba")),
+        "--log-interval",
+        1,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert any("ETA" in line for line in process.stdout)
     deadline = time.monotonic() + 60
@@ -392,7 +383,7 @@ def running(config: PreprocessConfig) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on(
-    config: PreprocessConfig, running: subprocess.Popen[str], number: signal.Signals
+    config: PreprocessConfig, running: Popen[str], number: signal.Signals
 ) -> None:
     os.killpg(running.pid, number)
     _, stderr = running.communicate(timeout=60)
@@ -409,7 +400,7 @@ def check_goes_on(config: PreprocessConfig) -> None:
     """What is left of a run is used by the next one, which writes what a run in one piece writes."""
     left = sorted(Path(f"{config.output_prefix}.shards").glob("*.json"))
     assert left
-    done = subprocess.run(command(config), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = run(*command(config))
     assert done.returncode == 0, done.stderr
     assert re.search(r"going on: [1-9]\d* finished shards", done.stdout)  # those of the long file do not count
     written = outputs(config)
@@ -420,7 +411,7 @@ def check_goes_on(config: PreprocessConfig) -> None:
     assert outputs(config) == written
 
 
-def test_a_killed_run_goes_on(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+def test_a_killed_run_goes_on(config: PreprocessConfig, running: Popen[str]) -> None:
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate(timeout=60)
     assert outputs(config) == {}
@@ -428,7 +419,7 @@ def test_a_killed_run_goes_on(config: PreprocessConfig, running: subprocess.Pope
     check_goes_on(config)
 
 
-def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subprocess.Popen[str]) -> None:
+def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: Popen[str]) -> None:
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
     if not children.exists():
         running.kill()
@@ -445,7 +436,7 @@ def test_a_killed_worker_is_an_error(config: PreprocessConfig, running: subproce
     assert outputs(config) == {}
 
 
-def test_workers_end_with_their_parent(running: subprocess.Popen[str]) -> None:
+def test_workers_end_with_their_parent(running: Popen[str]) -> None:
     running.kill()
     running.communicate(timeout=60)
     deadline = time.monotonic() + 60

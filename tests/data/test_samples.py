@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from megatron.data.sample_cache import SampleIndex, first_sentences
 from megatron.data.samples import SampleRule, open_sample_index, split_ranges
 from megatron.errors import UserError
 from megatron.native import _C
+from tests.commands import run
 
 from .made_up import FIRST, random_documents, write_corpus
 
@@ -299,7 +298,7 @@ def test_where_no_cache_can_be_written_the_index_stays_in_memory(tmp_path: Path)
 
 def test_missing_compiled_helpers_name_the_remedy() -> None:
     code = "import sys; sys.modules['megatron._C'] = None; import megatron.data.samples"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = run("-c", code)
     assert result.returncode != 0
     assert "UserError: the compiled helpers megatron._C cannot be imported" in result.stderr
     assert "make install" in result.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,8 @@ from megatron.data import vocabulary
 from megatron.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from megatron.data.vocabulary import VocabularyConfig, build_vocabulary, coverage, wordpiece_vocabulary
 from megatron.errors import UserError
+from tests.commands import run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = "playing played plays player walking walked walks talking talked Café 2023 2024 2025".split()
 
 
@@ -102,13 +100,8 @@ def test_scaled_counts_give_a_like_vocabulary(monkeypatch: pytest.MonkeyPatch) -
     assert wordpiece_vocabulary(words, vocab_size=60, min_frequency=5, unused_tokens=0) == whole
 
 
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    # A seed for str hashes of each process's own: the order of sets must not show.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONHASHSEED"}
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "build_vocab.py"), *flags],
-        env=environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+# A seed for str hashes of each process's own: the order of sets must not show.
+build = partial(run, "tools/build_vocab.py", environment={"PYTHONHASHSEED": "random"})
 
 
 @pytest.mark.parametrize("model_type", ["wordpiece", "unigram", "bpe"])
@@ -116,7 +109,7 @@ def test_every_run_gives_the_same_bytes(config: VocabularyConfig, tmp_path: Path
     found = []
     for workers in ("1", "2"):
         output = tmp_path / workers
-        done = run(
+        done = build(
             "--input", *config.input, "--output", str(output), "--vocab-size", "70", "--workers", workers,
             "--model-type", model_type,
         )  # fmt: skip
@@ -199,6 +192,6 @@ def test_empty_input(config: VocabularyConfig, tmp_path: Path) -> None:
 
 
 def test_a_mistake_on_the_command_line_is_one_message(config: VocabularyConfig) -> None:
-    done = run("--input", "/absent.txt", "--output", config.output)
+    done = build("--input", "/absent.txt", "--output", config.output)
     assert done.returncode == 2
     assert done.stderr == "build_vocab.py: error: --input /absent.txt: no such file, folder or glob\n"

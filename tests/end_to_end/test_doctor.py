@@ -12,10 +12,9 @@ import pytest
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
+from tests.commands import ROOT
 from tests.ranks import run_ranks
 from tools.doctor import link_checks, print_checks, requirement_checks
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def doctor(root: Path, *launcher: str) -> tuple[int, str]:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import run
 
-
-def dry_run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "pretrain_bert.py", "--dry-run", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
+dry_run = partial(run, "pretrain_bert.py", "--dry-run")
 LARGE = (
     "--preset", "erlangshen-megatronbert-3.9b", "--seq-length", 512, "--micro-batch-size", 2, "--bf16",
     "--tensor-model-parallel-size", 4, "--pipeline-model-parallel-size", 8, "--sequence-parallel",
@@ -91,12 +77,6 @@ def test_every_rule_is_checked(arguments: tuple[object, ...], messages: list[str
 
 
 def test_options_of_a_dry_run_need_it() -> None:
-    result = subprocess.run(
-        [sys.executable, "pretrain_bert.py", "--world-size", "8", "--rank", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run("pretrain_bert.py", "--world-size", 8, "--rank", 1)
     assert result.returncode == 2
     assert "--world-size needs --dry-run" in result.stderr and "--rank needs --dry-run" in result.stderr

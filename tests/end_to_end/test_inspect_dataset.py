@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,20 +10,14 @@ import pytest
 from megatron.config import DataConfig
 from megatron.data.batches import open_splits
 from megatron.data.tokenizer import load_tokenizer
-from tests.training.corpus import ROOT, records, write_corpus
+from tests.commands import run
+from tests.training.corpus import records, write_corpus
 from tests.training.run import train
 
 
 def inspect(*arguments: object, code: int = 0) -> str:
     """Output of the command, or its errors where it has to fail."""
-    result = subprocess.run(
-        [sys.executable, "tools/inspect_dataset.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run("tools/inspect_dataset.py", *arguments)
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr if code else result.stdout

@@ -2,7 +2,7 @@
 
 import runpy
 
-from tests.training.corpus import ROOT
+from tests.commands import ROOT
 
 
 def test_the_page_shows_the_results_that_are_kept() -> None:

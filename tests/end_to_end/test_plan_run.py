@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from megatron.arguments import parse
 from megatron.config import PretrainConfig
 from megatron.training.dry_run import dry_run
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "--preset", "bert-base-chinese", "--seq-length", 512, "--bf16", "--global-batch-size", 256, "--num-gpus", 16,
     "--gpu-profile", "a100-40",
 )  # fmt: skip
-
-
-def plan_run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/plan_run.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+plan_run = partial(run, "tools/plan_run.py")
 
 
 def test_a_table_a_recommendation_and_a_command() -> None:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import run
 
 
-def plot(metrics: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/plot_metrics.py", "--metrics-file", str(metrics), "--output", str(output)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def plot(metrics: Path, output: Path) -> CompletedProcess[str]:
+    return run("tools/plot_metrics.py", "--metrics-file", metrics, "--output", output)
 
 
 def test_draws_training_and_validation(tmp_path: Path) -> None:

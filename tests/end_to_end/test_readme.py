@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, run
+
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORTER = {
     r"--train-iters \d+": "--train-iters 4",
@@ -86,9 +87,7 @@ def test_links_lead_to_files() -> None:
 
 def test_flags_exist() -> None:
     """Each flag named in the table of flags is one of pretrain_bert.py's."""
-    result = subprocess.run(
-        [sys.executable, "pretrain_bert.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    result = run("pretrain_bert.py", "--help")
     rows = re.findall(r"^\| [^|]+ \| (`--.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     flags = {flag for row in rows for flag in re.findall(r"--[a-z0-9-]+", row)}
     assert len(flags) > 40

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.checkpoint.weights import weights_of
+from tests.commands import ROOT, finish, run
 from tests.ranks import run_script
-from tests.training.corpus import ROOT, arguments, command, finish, records, write_corpus
+from tests.training.corpus import arguments, command, records, write_corpus
 from tests.training.run import train
 
 SHAPE = {
@@ -99,13 +97,7 @@ def test_the_trace_of_a_run_is_drawn_beside_its_plan(corpus: Path, schedule: str
     for code, err in run_script(ROOT / "pretrain_bert.py", arguments(corpus, **SHAPE, **flags), 2, corpus):
         assert code == 0, err
     argv = ["--pipeline-model-parallel-size", "2", "--pipeline-schedule", schedule, "--micro-batches", "4"]
-    result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "show_schedule.py", *argv, "--trace", corpus / "trace"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run("tools/show_schedule.py", *argv, "--trace", corpus / "trace")
     assert result.returncode == 0, result.stderr
     assert "NOT in the order of the plan" not in result.stdout
     planned, executed = result.stdout.split("executed", 1)

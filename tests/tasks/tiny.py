@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from megatron.checkpoint import json_bytes, save_checkpoint
 from megatron.config import ModelConfig, to_dict
 from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, parameter_pieces
+from tests.commands import run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, "_", "[", "]", "0", "1")
 
@@ -66,20 +64,9 @@ def write_sentiment(folder: Path, *, train: int = 90, dev: int = 40, test: int =
     return folder
 
 
-def run_command(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: object, processes: int = 1) -> CompletedProcess[str]:
     """Run finetune_clue.py as a user does, under torchrun for more than one process."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [*launcher, "finetune_clue.py", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return run("finetune_clue.py", *arguments, processes=processes, seconds=240)
 
 
 def metrics(output: Path) -> list[dict[str, float]]:

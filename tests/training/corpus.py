@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
 
 from megatron.data.indexed import IndexedWriter
+from tests.commands import start
 
-ROOT = Path(__file__).resolve().parents[2]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = [chr(0x4E00 + i) for i in range(60)]
 
@@ -74,31 +72,9 @@ def arguments(folder: Path, **flags: Any) -> list[str]:
     return argv
 
 
-def command(
-    argv: list[str], *, processes: int = 1, launcher: list[str] | None = None, **options: Any
-) -> subprocess.Popen[str]:
-    """Start pretrain_bert.py, under torchrun where there are several processes; launcher: its arguments otherwise."""
-    if launcher is None and processes > 1:
-        launcher = ["--standalone", f"--nproc-per-node={processes}"]
-    launcher = [sys.executable, *(["-m", "torch.distributed.run", *launcher] if launcher else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "pretrain_bert.py"), *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> tuple[int, str, str]:
-    """Exit code, output and errors of a command."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+def command(argv: list[str], **options: Any) -> Popen[str]:
+    """Start pretrain_bert.py; options: those of `start`."""
+    return start("pretrain_bert.py", *argv, **options)
 
 
 def records(folder: Path, split: str = "train", name: str = "metrics.jsonl") -> list[dict[str, Any]]:

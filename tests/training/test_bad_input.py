@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.commands import ROOT, finish
 from tests.ranks import run_script
-from tests.training.corpus import ROOT, arguments, command, finish, write_corpus
+from tests.training.corpus import arguments, command, write_corpus
 from tests.training.run import train
 
 

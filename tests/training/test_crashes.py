@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.corpus import arguments, command, finish
+from tests.commands import finish
+from tests.training.corpus import arguments, command
 from tests.training.run import train
 from tests.training.test_failures import workers
 from tests.training.test_resume import curve

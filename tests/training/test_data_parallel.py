@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.corpus import arguments, command, finish, records
+from tests.commands import finish
+from tests.training.corpus import arguments, command, records
 from tests.training.run import train
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import finish
 from tests.ranks import run_script
-from tests.training.corpus import arguments, command, finish, records
+from tests.training.corpus import arguments, command, records
 from tests.training.run import train
 
 SCRIPT = Path(__file__).with_name("failing.py")

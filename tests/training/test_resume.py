@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.corpus import arguments, command, finish, records
+from tests.commands import finish
+from tests.training.corpus import arguments, command, records
 from tests.training.run import train
 
 TIMES = {

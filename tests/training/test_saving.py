@@ -18,7 +18,8 @@ from megatron.checkpoint import direct
 from megatron.checkpoint.shards import files_of
 from megatron.errors import UserError
 from tests.checkpoint.weights import weights_of
-from tests.training.corpus import arguments, command, finish, records, write_corpus
+from tests.commands import finish
+from tests.training.corpus import arguments, command, records, write_corpus
 from tests.training.run import train
 from tests.training.test_resume import curve
 

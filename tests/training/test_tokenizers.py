@@ -1,20 +1,19 @@
 """Training with a SentencePiece vocabulary, from raw text on."""
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 from megatron.checkpoint.store import find_checkpoint
 from megatron.mpu.context import ParallelContext
-from tests.training.corpus import ROOT, records
+from tests.commands import run
+from tests.training.corpus import records
 from tests.training.run import train
 
 WORDS = "今天 天气 很好 我们 去 公园 散步 他 喜欢 读书 北京 上海 学习 中文 model train data".split()
 
 
 def tool(*argv: object) -> None:
-    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run(*argv)
     assert done.returncode == 0, done.stderr
 
 
