@@ -1,5 +1,5 @@
 """BERT-like encoders and their heads."""
 
-from megatron.model.bert import BertEncoder, BertForPreTraining, BertForTask, LossSums
+from megatron.model.bert import BertEncoder, BertForPreTraining, BertForPrompts, BertForTask, LossSums
 
-__all__ = ["BertEncoder", "BertForPreTraining", "BertForTask", "LossSums"]
+__all__ = ["BertEncoder", "BertForPreTraining", "BertForPrompts", "BertForTask", "LossSums"]

@@ -25,7 +25,7 @@ from megatron.mpu.layers import (
     vocabulary_logits,
 )
 from megatron.mpu.random import DropoutKeys, local_rows, site_key
-from megatron.mpu.regions import gather_from_sequence_region
+from megatron.mpu.regions import gather_from_sequence_region, reduce_from_tensor_region
 from megatron.mpu.sharding import shard_of
 from megatron.ops.attention import padding_bias
 from megatron.ops.dropout import dropout
@@ -90,6 +90,16 @@ class LMHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layernorm(self.activation(self.dense(x)))
+
+
+def masked_logits(
+    x: Tensor, positions: Tensor, lm_head: LMHead, word_table: nn.Parameter, context: ParallelContext
+) -> Tensor:
+    """Logits of this rank's rows of the vocabulary at `positions` (row * s + column) of x [s, b, h]: [m, V / tp]."""
+    s, b, h = x.shape
+    rows, columns = positions // s, positions % s
+    masked = x.reshape(s * b, h).index_select(0, columns * b + rows)
+    return vocabulary_logits(lm_head(masked), word_table, lm_head.bias, context)
 
 
 class WordTable(nn.Module):
@@ -210,11 +220,8 @@ class BertForPreTraining(BertEncoder):
         return LossSums(mlm=losses.sum(), mlm_hits=hits.sum().float(), sop=sop, sop_hits=sop_hits)
 
     def mlm_logits(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Logits of this rank's rows of the vocabulary at `positions` (row * s + column): [m, V / tp]."""
-        s, b, h = x.shape
-        rows, columns = positions // s, positions % s
-        masked = x.reshape(s * b, h).index_select(0, columns * b + rows)
-        return vocabulary_logits(self.lm_head(masked), self.word_table, self.lm_head.bias, self.context)
+        """`masked_logits` of this model."""
+        return masked_logits(x, positions, self.lm_head, self.word_table, self.context)
 
     def sop_logits(self, x: Tensor) -> Tensor:
         """Logits of "in order" and "swapped": [b, 2]. Only with the binary head."""
@@ -233,21 +240,72 @@ class BertForTask(BertEncoder):
         recompute: Recompute = Recompute(),  # noqa: B008 (frozen)
         *,
         num_outputs: int,
+        per_token: bool = False,
         dropout: float,
     ) -> None:
-        """num_outputs: logits of a sample; dropout: probability before the head."""
+        """num_outputs: logits of a sample, or with per_token of a token; dropout: probability before the head."""
         super().__init__(config, context, part, recompute, tied=False)
         self.probability = dropout
+        self.pooler = Pooler(config) if self.part.has_heads and not per_token else None
         if self.part.has_heads:
-            self.pooler = Pooler(config)
             self.task_head = Linear(config.hidden_size, num_outputs, std=config.init_method_std)
 
     def forward(
         self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None, x: Tensor | None = None
     ) -> Tensor:
-        """Classification logits, fp32 [b, num_outputs], or hidden states. As in `BertEncoder.hidden_states`."""
+        """Logits, fp32 [b, num_outputs] or per token [b, s, num_outputs], or hidden states.
+
+        As in `BertEncoder.hidden_states`.
+        """
         x = self.hidden_states(tokens, token_types, lengths, keys, x)
         if not self.part.has_heads:
             return x
+        if self.pooler is None:
+            x = dropout(x, self.probability, None if keys is None else keys.whole, TASK_HEAD_SITE)
+            return self.task_head(x).float().transpose(0, 1)
         pooled = dropout(self.pooler(x), self.probability, None if keys is None else keys.first, TASK_HEAD_SITE)
         return self.task_head(pooled).float()
+
+
+class BertForPrompts(BertEncoder):
+    """The encoder with the masked-language-model head, which says what may stand in a prompt's blanks, or a part.
+
+    Scores as PET's (Schick and Schütze, 2021): the logits of a candidate's tokens at the blanks, summed. All
+    candidates have as many tokens as there are blanks, so their softmax is that of the product of probabilities.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: ParallelContext,
+        part: ModelPart | None = None,
+        recompute: Recompute = Recompute(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(config, context, part, recompute, tied=True)
+        if self.part.has_heads:
+            self.lm_head = LMHead(config, context)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        token_types: Tensor,
+        lengths: Tensor,
+        masks: Tensor,
+        candidates: Tensor,
+        keys: DropoutKeys | None,
+        x: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of candidates, fp32 [b, c], or hidden states. As in `BertEncoder.hidden_states`.
+
+        masks: int64 [b, m], columns of the blanks; candidates: int64 [b, c, m], tokens that may stand there.
+        """
+        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        if not self.part.has_heads:
+            return x
+        positions = (masks + torch.arange(len(masks), device=masks.device)[:, None] * tokens.shape[1]).reshape(-1)
+        logits = masked_logits(x, positions, self.lm_head, self.word_table, self.context).float()
+        logits = logits.reshape(*masks.shape, -1)  # [b, m, V / tp]
+        places = candidates.transpose(1, 2) - shard_of(self.word_table).start  # [b, m, c]
+        own = (places >= 0) & (places < logits.shape[2])
+        found = logits.gather(2, places.clamp(0, logits.shape[2] - 1)).masked_fill(~own, 0)
+        return reduce_from_tensor_region(found.sum(1), self.context.tensor)

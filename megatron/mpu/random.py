@@ -23,12 +23,13 @@ class DropoutKeys:
     """64-bit keys of the rows of a micro-batch's activations.
 
     hidden: int64 [s * b], rows of [s, b, h]; under sequence parallelism those of this rank's part of the sequence.
-    attention: int64 [b * heads * s], rows of [b, heads, s, s] of this rank's heads. first: int64 [b], the hidden keys
-    of position 0.
+    attention: int64 [b * heads * s], rows of [b, heads, s, s] of this rank's heads. whole: int64 [s * b], the hidden
+    keys of the whole sequence on every rank. first: int64 [b], those of position 0.
     """
 
     hidden: Tensor
     attention: Tensor
+    whole: Tensor
     first: Tensor
 
 
@@ -65,6 +66,7 @@ def dropout_keys(seed: int, samples: Tensor, *, sequence: int, heads: int, conte
     return DropoutKeys(
         hidden=hidden[local_rows(sequence, context)].reshape(-1),
         attention=_mix(base[:, None, None] + rows).reshape(-1),
+        whole=hidden.reshape(-1),
         first=hidden[0],
     )
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.errors import raise_problems
-from megatron.tasks.table import GENERIC, Hyperparameters
+from megatron.tasks.clue import OWN_TEXTS
+from megatron.tasks.task import Hyperparameters
 
 ADVICE = {
     "batch-size": "use --global-batch-size (samples of a step over all processes)",
@@ -32,10 +33,10 @@ class TaskConfig:
     """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020, or classification: one or two texts of your own files."""
     data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
-    train_file: str | None = None
-    """Training file of another name, in --data-dir or with its path."""
-    dev_file: str | None = None
-    """Dev file of another name."""
+    train_file: tuple[str, ...] = ()
+    """Training files of other names, in --data-dir or with their paths."""
+    dev_file: tuple[str, ...] = ()
+    """Dev files of other names."""
     test_file: str | None = None
     """Test file of another name."""
     predict: bool = False
@@ -146,8 +147,8 @@ class FinetuneConfig:
             found.append("--eval-only reads no --train-file")
         if self.task.test_file and not self.task.predict:
             found.append("--test-file needs --predict")
-        if self.task.task.lower() != GENERIC.name:
-            own = {"labels": (), "text_columns": (), "label_column": GENERIC.label_key}
+        if self.task.task.lower() != OWN_TEXTS.name:
+            own = {"labels": (), "text_columns": (), "label_column": "label"}
             for name, default in own.items():
                 if getattr(self.task, name) != default:
                     found.append(f"--{name.replace('_', '-')} is for --task classification, not {self.task.task}")

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from megatron.tasks.readers import Example
-
 if TYPE_CHECKING:
     from megatron.data.tokenizer import Tokenizer
 
+IGNORED = -100
+"""The label of what has none."""
 _CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskBatch:
-    """Inputs of some rows, padded to the longest: tokens and token_types int64 [b, s]; lengths, labels, rows int64 [b].
+    """Inputs of some rows, padded to the longest: tokens and token_types int64 [b, s]; lengths, inputs int64 [b].
 
-    labels: class indices, -1 where the file has none. rows: places in the encoded file.
+    labels: int64, as `Encoded` says, those of tokens [b, s] with `IGNORED` at padding. rows: int64, the rows; inputs:
+    places of the inputs in the encoded file, several a row where a row has several inputs. masks: int64 [b, m],
+    columns of [MASK] tokens, and candidates: int64 [b, c, m], what may stand there; of prompts only.
     """
 
     tokens: np.ndarray
@@ -28,14 +30,22 @@ class TaskBatch:
     lengths: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
+    inputs: np.ndarray
+    masks: np.ndarray | None
+    candidates: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A whole file as token ids, without padding.
+    """A whole file as token ids, without padding. A row is what is drawn for a batch: `row_inputs` inputs.
 
-    tokens: int32 [all]; offsets: int64 [n + 1], row i is tokens[offsets[i]:offsets[i + 1]]; first_lengths: int64 [n],
-    tokens of type 0; labels: int64 [n]; pad_id; truncated: rows that were cut.
+    tokens: int32 [all]; offsets: int64 [n + 1], input i is tokens[offsets[i]:offsets[i + 1]]; first_lengths: int64
+    [n], tokens of type 0; pad_id; truncated: examples that were cut.
+    labels: int64, [rows], [rows, 2] (first and last token of a span), or with token_labels [all]; `IGNORED` where
+    there is none.
+    examples: int64 [rows], the example that a row is of, None where every example is one row. places: int32 [all, 2],
+    the characters of the example's text from where to where a token stands for, -1 for none; None where not needed.
+    masks, candidates: of the inputs of prompts, as in `TaskBatch`.
     """
 
     tokens: np.ndarray
@@ -44,63 +54,111 @@ class Encoded:
     labels: np.ndarray
     pad_id: int
     truncated: int
+    row_inputs: int = 1
+    token_labels: bool = False
+    examples: np.ndarray | None = None
+    places: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs of the model."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_rows(self) -> int:
+        """What can be drawn for a batch."""
+        return self.num_inputs // self.row_inputs
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every row, special tokens included, int64 [n]."""
-        return np.diff(self.offsets)
+        """Tokens of the longest input of every row, special tokens included, int64 [rows]."""
+        longest: np.ndarray = np.diff(self.offsets).reshape(-1, self.row_inputs).max(axis=1)
+        return longest
+
+    def inputs_of(self, rows: np.ndarray) -> np.ndarray:
+        """The inputs of some rows, one row after the other."""
+        return (rows[:, None] * self.row_inputs + np.arange(self.row_inputs)).reshape(-1)
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of some rows, int64 [b]."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        """Tokens of the inputs of some rows, int64 [b]."""
+        inputs = self.inputs_of(rows)
+        return self.offsets[inputs + 1] - self.offsets[inputs]
+
+    def count(self, rows: np.ndarray) -> int:
+        """Labels of some rows: what their sum of losses is divided by."""
+        if not self.token_labels:
+            return len(rows)
+        return sum(int((self.labels[self.offsets[row] : self.offsets[row + 1]] != IGNORED).sum()) for row in rows)
 
     def batch(self, rows: np.ndarray, *, multiple: int = 1) -> TaskBatch:
-        """The rows (int64 [b], b may be 0) as one batch, padded to the longest and to a multiple of so many tokens."""
-        lengths = self.lengths_of(rows)
+        """The rows (int64, may be none) as one batch, padded to the longest and to a multiple of so many tokens."""
+        inputs, lengths = self.inputs_of(rows), self.lengths_of(rows)
         width = -(-int(lengths.max(initial=0)) // multiple) * multiple
-        tokens = np.full((len(rows), width), self.pad_id, dtype=np.int64)
-        for place, row in enumerate(rows):
-            tokens[place, : lengths[place]] = self.tokens[self.offsets[row] : self.offsets[row + 1]]
         columns = np.arange(width)
-        second = (columns >= self.first_lengths[rows, None]) & (columns < lengths[:, None])
+        real = columns < lengths[:, None]
+        places = (self.offsets[inputs, None] + columns)[real]
+        tokens = np.full((len(inputs), width), self.pad_id, dtype=np.int64)
+        tokens[real] = self.tokens[places]
+        labels = self.labels if self.token_labels else self.labels[rows]
+        if self.token_labels:
+            labels = np.full((len(inputs), width), IGNORED, dtype=np.int64)
+            labels[real] = self.labels[places]
+        second = (columns >= self.first_lengths[inputs, None]) & real
         return TaskBatch(
-            tokens=tokens, token_types=second.astype(np.int64), lengths=lengths, labels=self.labels[rows], rows=rows
+            tokens=tokens,
+            token_types=second.astype(np.int64),
+            lengths=lengths,
+            labels=labels,
+            rows=rows,
+            inputs=inputs,
+            masks=None if self.masks is None else self.masks[inputs],
+            candidates=None if self.candidates is None else self.candidates[inputs],
         )
 
 
-def encode(
-    examples: Sequence[Example], tokenizer: Tokenizer, *, seq_length: int, truncate: Literal["longest", "second"]
+def encode_texts(
+    inputs: Sequence[tuple[str, ...]],
+    labels: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    seq_length: int,
+    truncate: Literal["longest", "second"],
+    row_inputs: int = 1,
 ) -> Encoded:
-    """Encode examples to at most seq_length tokens each, special tokens included.
+    """Encode inputs of one or two texts to at most seq_length tokens each, special tokens included.
 
-    truncate: pairs that are too long lose tokens at the end of the longer segment, one by one ("longest"; of equal
-    ones the second, as BERT's own code does), or only of the second segment while it has any ("second").
+    labels: of the rows, each of which has `row_inputs` inputs. truncate: pairs that are too long lose tokens at the
+    end of the longer segment, one by one ("longest"; of equal ones the second, as BERT's own code does), or only of
+    the second segment while it has any ("second").
     """
     pieces: list[np.ndarray] = []
-    lengths = np.zeros(len(examples) + 1, dtype=np.int64)
-    first_lengths = np.zeros(len(examples), dtype=np.int64)
-    truncated = 0
-    for start in range(0, len(examples), _CHUNK):
-        chunk = examples[start : start + _CHUNK]
-        ids = iter([ids for ids, _ in tokenizer.encode_batch([text for example in chunk for text in example.texts])])
-        for row, example in enumerate(chunk, start):
-            segments = [next(ids) for _ in example.texts]
+    lengths = np.zeros(len(inputs) + 1, dtype=np.int64)
+    first_lengths = np.zeros(len(inputs), dtype=np.int64)
+    truncated = np.zeros(len(inputs), dtype=bool)
+    for start in range(0, len(inputs), _CHUNK):
+        chunk = inputs[start : start + _CHUNK]
+        ids = iter([ids for ids, _ in tokenizer.encode_batch([text for texts in chunk for text in texts])])
+        for number, texts in enumerate(chunk, start):
+            segments = [next(ids) for _ in texts]
             sizes = [len(segment) for segment in segments]
             kept = kept_lengths(sizes, seq_length - 1 - len(segments), truncate)
-            truncated += kept != sizes
+            truncated[number] = kept != sizes
             tokens = [tokenizer.cls_id]
             for segment, size in zip(segments, kept, strict=True):
                 tokens += [*segment[:size], tokenizer.sep_id]
             pieces.append(np.asarray(tokens, dtype=np.int32))
-            lengths[row + 1] = len(tokens)
-            first_lengths[row] = kept[0] + 2
+            lengths[number + 1] = len(tokens)
+            first_lengths[number] = kept[0] + 2
     return Encoded(
         tokens=np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32),
         offsets=np.cumsum(lengths),
         first_lengths=first_lengths,
-        labels=np.asarray([-1 if example.label is None else example.label for example in examples], dtype=np.int64),
+        labels=np.asarray(labels, dtype=np.int64),
         pad_id=tokenizer.pad_id,
-        truncated=truncated,
+        truncated=int(truncated.reshape(-1, row_inputs).any(axis=1).sum()),
+        row_inputs=row_inputs,
     )
 
 

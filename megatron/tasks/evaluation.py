@@ -1,4 +1,4 @@
-"""Logits of a whole file, and the scores of a dev file."""
+"""Outputs of the model for whole files, and the scores of a dev file."""
 
 from __future__ import annotations
 
@@ -10,43 +10,70 @@ import torch
 from megatron.tasks import model
 from megatron.tasks.batching import evaluation_batches
 from megatron.tasks.encode import Encoded, TaskBatch
-from megatron.tasks.metrics import cross_entropy, majority_accuracy
+from megatron.tasks.inputs import Inputs
 from megatron.tasks.run import Run
-from megatron.tasks.table import Task
 
 
-def predict(run: Run, encoded: Encoded) -> np.ndarray:
-    """Logits of every row in file order, fp32 [n, classes], on every rank.
+def predict(run: Run, encoded: Encoded) -> tuple[np.ndarray, float]:
+    """Outputs for every input in file order, fp32, as `Kind.decode` takes them, and the sum of losses (nats).
 
-    Ranks take whole batches in turn and add a row's logits to the others' zeros: their number changes no bit.
+    On every rank. Ranks take whole batches in turn and add an input's outputs to the others' zeros: their number
+    changes no bit of them.
     """
-    data, pipeline, device = run.context.data, run.context.pipeline, run.context.device
-    logits = torch.zeros(len(encoded.labels), len(run.task.labels), device=device)
+    task, context = run.task, run.context
+    data, pipeline, device = context.data, context.pipeline, context.device
+    if task.kind.head == "token":
+        outputs = torch.zeros(len(encoded.tokens), task.kind.num_outputs(task), device=device)
+    else:
+        width = task.kind.num_outputs(task) if encoded.candidates is None else encoded.candidates.shape[1]
+        outputs = torch.zeros(encoded.num_inputs, width, device=device)
+    losses = torch.zeros(1, dtype=torch.float64, device=device)
     several = 4 * pipeline.size  # micro-batches at a time, to keep a pipeline busy
     own = evaluation_batches(encoded.lengths, batch_size=run.evaluation_batch_size)[data.rank :: data.size]
 
     def take(found: torch.Tensor, batch: TaskBatch) -> None:
-        logits[torch.from_numpy(batch.rows).to(device)] = found
+        losses.add_(task.kind.loss(task, found, batch)[0].double())
+        places = torch.from_numpy(batch.inputs)
+        if task.kind.head == "token":
+            columns = torch.arange(batch.tokens.shape[1])
+            real = columns < torch.from_numpy(batch.lengths)[:, None]
+            places = (torch.from_numpy(encoded.offsets)[places, None] + columns)[real]
+            found = found[real.to(device)]
+        outputs[places.to(device)] = found
 
     for start in range(0, len(own), several):
         multiple = run.model.width_multiple
         batches = [encoded.batch(rows, multiple=multiple) for rows in own[start : start + several]]
         model.evaluate(run.model, batches, take)
-    return pipeline.all_reduce_(data.all_reduce_(logits)).cpu().numpy()
+    for sums in (outputs, losses):
+        pipeline.all_reduce_(data.all_reduce_(sums))
+    return outputs.cpu().numpy(), losses.item()
 
 
-def evaluate(run: Run, encoded: Encoded) -> dict[str, Any]:
-    """The task's metric, the mean loss (nats), and what always answering the commonest label would score."""
-    logits, labels = predict(run, encoded), encoded.labels
+def evaluate(run: Run, inputs: Inputs) -> dict[str, Any]:
+    """The task's scores, first of them the one that the best checkpoint has most of, and the mean loss (nats)."""
+    encoded = inputs.encoded
+    outputs, losses = predict(run, encoded)
+    predictions = run.task.kind.decode(run.task, inputs.examples, encoded, outputs)
     return {
-        run.task.metric.__name__: run.task.metric(logits.argmax(1), labels),
-        "loss": cross_entropy(logits, labels),
-        "majority_accuracy": majority_accuracy(labels),
-        "examples": len(labels),
+        **run.task.scores(run.task, inputs.examples, predictions),
+        "loss": losses / encoded.count(np.arange(encoded.num_rows)),
+        "examples": len(inputs.examples),
     }
 
 
-def scores_line(task: Task, found: dict[str, Any]) -> str:
+def main_score(found: dict[str, Any]) -> str:
+    """The name of the score by which the best checkpoint is chosen."""
+    return next(iter(found))
+
+
+def scores_line(found: dict[str, Any]) -> str:
     """The scores of a dev file in words."""
-    name = task.metric.__name__
-    return f"{name} {found[name]:.4f} (majority {found['majority_accuracy']:.4f}) | loss {found['loss']:.4f}"
+    names = [name for name in found if name not in NOT_SCORES]
+    majority = f" (majority {found['majority_accuracy']:.4f})" if "majority_accuracy" in found else ""
+    first, *others = [f"{name} {found[name]:.4f}" for name in names]
+    return f"{', '.join([first + majority, *others])} | loss {found['loss']:.4f}"
+
+
+NOT_SCORES = {"majority_accuracy", "loss", "examples", "step", "epoch", "consumed_samples"}
+"""What stands beside the scores of a dev file."""

@@ -25,8 +25,8 @@ from megatron.tasks.loop import train
 from megatron.tasks.model import TaskModel, build
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
 from megatron.tasks.run import Run
-from megatron.tasks.submission import json_text, submission_name, submission_text
-from megatron.tasks.table import Hyperparameters, Task
+from megatron.tasks.submission import json_text, submission_name
+from megatron.tasks.task import Hyperparameters, Task
 from megatron.training.records import Recorder
 
 
@@ -64,7 +64,7 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
         train_set = read_inputs(task, files.train, "train", tokenizer, length) if files.train else None
         dev_set = read_inputs(task, files.dev, "dev", tokenizer, length)
-        test_sets = [read_inputs(task, path, "test", tokenizer, length) for path in files.tests]
+        test_sets = [read_inputs(task, (path,), "test", tokenizer, length) for path in files.tests]
         recorder = _open_records(config, context)
     for line in _summary(config, task, hyper, train_set, dev_set, test_sets):
         recorder.say(line)
@@ -81,16 +81,18 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     if train_set is None:
         for chunk in run.model.chunks:
             chunk.to(context.device, DTYPES[config.precision.dtype])
-        found = evaluate(run, dev_set.encoded)
+        found = evaluate(run, dev_set)
     else:
-        found = train(run, train_set.encoded, dev_set.encoded)
-    recorder.say(f"dev: {scores_line(task, found)}")
+        found = train(run, train_set.encoded, dev_set)
+    recorder.say(f"dev: {scores_line(found)}")
     _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **found}))
     for test_set in test_sets:
-        labels = [task.labels[index] for index in predict(run, test_set.encoded).argmax(1)]
-        path = run.output / submission_name(task, test_set.path)
-        _write(run, path, submission_text(test_set.examples, labels))
-        recorder.say(f"{path}: {len(labels)} predictions for {test_set.path}")
+        (test_file,) = test_set.paths
+        outputs, _ = predict(run, test_set.encoded)
+        predictions = task.kind.decode(task, test_set.examples, test_set.encoded, outputs)
+        path = run.output / submission_name(task, test_file)
+        _write(run, path, task.submission(test_set.examples, predictions))
+        recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
     recorder.close()
 
 
@@ -133,7 +135,7 @@ def _summary(
     test_sets: list[Inputs],
 ) -> list[str]:
     """What is about to happen."""
-    lines = [f"task {task.name}: {task.head}, {len(task.labels)} labels, {task.metric.__name__}"]
+    lines = [f"task {task.name}: {task.kind.name}" + (f", {len(task.labels)} labels" if task.labels else "")]
     lines.append("hyper-parameters: " + ", ".join(f"{name}={value}" for name, value in to_dict(hyper).items()))
     lines += [inputs.describe() for inputs in (train_set, dev_set, *test_sets) if inputs is not None]
     if train_set is not None:
@@ -156,7 +158,13 @@ def _model(
     """The task model with its first weights, fp32."""
     source = config.source
     model = build(
-        shape, config.parallel, config.precision, context, num_outputs=len(task.labels), seed=config.tuning.seed
+        shape,
+        config.parallel,
+        config.precision,
+        context,
+        head=task.kind.head,
+        num_outputs=task.kind.num_outputs(task),
+        seed=config.tuning.seed,
     )
     if source.from_scratch:
         recorder.say(f"weights: random; shape and vocabulary of {source.pretrained_checkpoint}")

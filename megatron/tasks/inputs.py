@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from megatron.errors import UserError
 from megatron.tasks.config import TaskConfig
-from megatron.tasks.encode import Encoded, encode
-from megatron.tasks.readers import Example, find_file, read_examples
-from megatron.tasks.table import GENERIC, Task, classification_task, find_task
+from megatron.tasks.encode import Encoded
+from megatron.tasks.readers import find_file
+from megatron.tasks.table import find_task
+from megatron.tasks.task import Split, Task
 
 if TYPE_CHECKING:
     from megatron.data.tokenizer import Tokenizer
@@ -19,27 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFiles:
-    """The files a run reads. train is None where nothing is trained, tests are empty where nothing is predicted."""
+    """The files a run reads. train is empty where nothing is trained, tests where nothing is predicted."""
 
-    train: Path | None
-    dev: Path
+    train: tuple[Path, ...]
+    dev: tuple[Path, ...]
     tests: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A file, read and encoded."""
+    """One or more files, read and encoded as one. examples: as the task's reader gives them."""
 
-    path: Path
-    examples: list[Example]
+    paths: tuple[Path, ...]
+    examples: list[Any]
     encoded: Encoded
 
     def describe(self) -> str:
         """One line for the reader of the console."""
-        lengths = self.encoded.lengths
+        inputs = self.encoded.num_inputs
         return (
-            f"{self.path}: {len(lengths)} examples, {lengths.mean():.1f} tokens on average, "
-            f"{self.encoded.truncated} cut to fit"
+            f"{', '.join(map(str, self.paths))}: {len(self.examples)} examples"
+            + (f" in {inputs} inputs" if inputs != len(self.examples) else "")
+            + f", {len(self.encoded.tokens) / inputs:.1f} tokens on average, {self.encoded.truncated} cut to fit"
         )
 
 
@@ -50,54 +53,64 @@ def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
         raise UserError(f"--data-dir {folder} is not a folder")
     task = find_task(config.task)
 
-    def one(kind: str, given: str | None, official: Sequence[str]) -> Path:
-        found = find_file(folder, (given,) if given else official)
-        if found is None:
-            there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
-            wanted = given or " or ".join(official)
-            raise UserError(
-                f"--data-dir {folder} holds no {wanted} (or .gz); there is {there}; --{kind}-file names another"
-            )
-        return found
+    def find(kind: str, given: tuple[str, ...], official: Sequence[str]) -> tuple[Path, ...]:
+        """All files of those given, or of the first of the official choices that is there."""
+        for names in [given] if given else [choice.split() for choice in official]:
+            found = [find_file(folder, name) for name in names]
+            if all(found):
+                return tuple(path for path in found if path is not None)
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
+        wanted = " and ".join(given) or " or ".join(choice.replace(" ", " and ") for choice in official)
+        raise UserError(
+            f"--data-dir {folder} holds no {wanted} (or .gz); there is {there}; --{kind}-file names another"
+        )
 
-    train = None if eval_only else one("train", config.train_file, task.train_files)
-    dev = one("dev", config.dev_file, task.dev_files)
+    train = () if eval_only else find("train", config.train_file, task.train_files)
+    dev = find("dev", config.dev_file, task.dev_files)
     tests: tuple[Path, ...] = ()
     if config.predict:
         official = [name for name, _ in task.test_files]
-        found = [find_file(folder, (name,)) for name in official] if config.test_file is None else []
-        tests = tuple(path for path in found if path is not None) or (one("test", config.test_file, official),)
+        given = () if config.test_file is None else (config.test_file,)
+        found = [] if given else [find_file(folder, name) for name in official]
+        tests = tuple(path for path in found if path is not None) or find("test", given, official)
     return TaskFiles(train=train, dev=dev, tests=tests)
 
 
 def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
-    """The task with its labels. saved: the description in a fine-tuned checkpoint that is to be evaluated.
+    """The task, completed from a user's own files where it is one of such.
+
+    saved: the description in a fine-tuned checkpoint that is to be evaluated.
 
     Raises `UserError` if the checkpoint was fine-tuned for something else, and for wrong columns and labels.
     """
     task = find_task(config.task)
     if saved is not None and saved["name"] != task.name:
         raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved['name']}")
-    if task.name != GENERIC.name:
+    if task.complete is None:
         return task
-    labels = config.labels
     if saved is not None:
-        if labels and list(labels) != saved["labels"]:
-            raise UserError(f"--labels {' '.join(labels)}: the checkpoint's are {' '.join(saved['labels'])}")
-        labels = tuple(saved["labels"])
-    first = files.train or files.dev
-    return classification_task(first, text_columns=config.text_columns, label_column=config.label_column, labels=labels)
+        if config.labels and list(config.labels) != saved["labels"]:
+            raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
+        config = dataclasses.replace(config, labels=tuple(saved["labels"]))
+    return task.complete(task, (files.train or files.dev)[0], config)
+
+
+def read_examples(task: Task, path: Path, split: Split) -> list[Any]:
+    """The examples of a file. Raises `UserError` naming file and line of what is wrong, and where there are none."""
+    examples = task.read(task, path, split)
+    if not examples:
+        raise UserError(f"{path} holds no examples of {task.name}")
+    return examples
 
 
 def read_inputs(
-    task: Task, path: Path, split: Literal["train", "dev", "test"], tokenizer: Tokenizer, seq_length: int
+    task: Task, paths: tuple[Path, ...], split: Split, tokenizer: Tokenizer, seq_length: int
 ) -> Inputs:
-    """Read and encode a file. Raises `UserError` naming file and line of what is wrong."""
-    examples = read_examples(task, path, split)
-    encoded = encode(examples, tokenizer, seq_length=seq_length, truncate=task.truncate)
-    return Inputs(path=path, examples=examples, encoded=encoded)
+    """Read and encode files. Raises `UserError` naming file and line of what is wrong."""
+    examples = [example for path in paths for example in read_examples(task, path, split)]
+    return Inputs(paths=paths, examples=examples, encoded=task.kind.encode(task, examples, tokenizer, seq_length))
 
 
 def description(task: Task, seq_length: int) -> dict[str, Any]:
     """What a fine-tuned checkpoint says about its task."""
-    return {"name": task.name, "head": task.head, "labels": list(task.labels), "seq_length": seq_length}
+    return {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length}

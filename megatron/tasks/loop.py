@@ -22,8 +22,8 @@ from megatron.tasks import model
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
 from megatron.tasks.encode import Encoded, TaskBatch
-from megatron.tasks.evaluation import evaluate, scores_line
-from megatron.tasks.inputs import description
+from megatron.tasks.evaluation import evaluate, main_score, scores_line
+from megatron.tasks.inputs import Inputs, description
 from megatron.tasks.run import Run
 from megatron.training.model import new_optimizer
 from megatron.training.records import clock
@@ -34,16 +34,17 @@ MAX_SKIPPED_STEPS = 50
 
 @dataclass
 class Window:
-    """What happened since the last record. sums: of losses (nats) and of hits, fp64 [2], of this rank's samples."""
+    """What happened since the last record. sums: of losses (nats) and of hits, fp64 [2], of this rank's labels."""
 
     sums: torch.Tensor
     started: float
     samples: int = 0
+    labels: int = 0
     tokens: int = 0
     steps: int = 0
 
 
-def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
+def train(run: Run, train_set: Encoded, dev_set: Inputs) -> dict[str, Any]:
     """Train, evaluate and keep the best weights, which the model has in the end. Returns their dev scores.
 
     Raises `UserError` after 50 steps in a row whose gradient was not finite.
@@ -51,7 +52,7 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
     tuning, hyper, context = run.config.tuning, run.hyper, run.context
     settings = optimizer_config(tuning, hyper)
     optimizer = new_optimizer(run.model.chunks, settings, run.config.precision, run.config.parallel, context)
-    examples = len(train_set.labels)
+    examples = train_set.num_rows
     schedule = Schedule(
         config=settings,
         warmup=int(hyper.lr_warmup_fraction * examples * hyper.epochs),
@@ -79,9 +80,8 @@ def train(run: Run, train_set: Encoded, dev_set: Encoded) -> dict[str, Any]:
         if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
             paused = time.perf_counter()
             found = {**evaluate(run, dev_set), **position}
-            run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(run.task, found)}")
-            metric = run.task.metric.__name__
-            if not best or found[metric] > best[metric]:
+            run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(found)}")
+            if not best or found[main_score(found)] > best[main_score(found)]:
                 best = found
                 _save_best(run, optimizer, best)
             window.started += time.perf_counter() - paused
@@ -102,7 +102,7 @@ def train_step(
 ) -> Outcome:
     """One step over a global batch, int64 [rows], of which this rank takes its share; counted in `window`.
 
-    The loss is the sum over the batch divided by its number of rows, whatever the division into shares.
+    The loss is the sum over the batch divided by its number of labels, whatever the division into shares.
     """
     context, tuning = run.context, run.config.tuning
     # A batch is sorted by length: dealing its rows out in turn gives ranks equal work.
@@ -112,14 +112,15 @@ def train_step(
     batches = [train_set.batch(own[start : start + size], multiple=multiple) for start in range(0, len(own), size)]
     sums = torch.zeros_like(window.sums)
 
-    def loss(logits: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
-        labels = torch.from_numpy(batch.labels).to(context.device)
-        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        sums.add_(torch.stack([total.detach().double(), (logits.argmax(1) == labels).sum().double()]))
-        return total * (optimizer.loss_scale.scale / len(rows))
+    count = train_set.count(rows)
+
+    def loss(outputs: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
+        total, hits = run.task.kind.loss(run.task, outputs, batch)
+        sums.add_(torch.stack([total.detach().double(), hits.double()]))
+        return total * (optimizer.loss_scale.scale / count)
 
     def keys(batch: TaskBatch) -> DropoutKeys:
-        samples = torch.from_numpy(batch.rows + epoch * len(train_set.labels)).to(context.device)
+        samples = torch.from_numpy(batch.inputs + epoch * train_set.num_inputs).to(context.device)
         heads = run.model.config.num_attention_heads
         return dropout_keys(tuning.seed, samples, sequence=batch.tokens.shape[1], heads=heads, context=context)
 
@@ -130,6 +131,7 @@ def train_step(
     window.tokens += int(train_set.lengths_of(rows).sum())
     if not outcome.skipped:  # the losses of a skipped step may not be numbers
         window.samples += len(rows)
+        window.labels += count
         window.sums += sums
     return outcome
 
@@ -139,14 +141,14 @@ def _new_window(context: ParallelContext) -> Window:
 
 
 def _train_record(position: dict[str, Any], window: Window, context: ParallelContext) -> dict[str, Any]:
-    """Means over the samples of all ranks since the last record."""
+    """Means over the labels of all ranks since the last record."""
     loss, hits = context.pipeline.all_reduce_(context.data.all_reduce_(window.sums)).tolist()
-    seconds, samples = time.perf_counter() - window.started, max(window.samples, 1)
+    seconds, labels = time.perf_counter() - window.started, max(window.labels, 1)
     return {
         "split": "train",
         **position,
-        "loss": loss / samples,
-        "accuracy": hits / samples,
+        "loss": loss / labels,
+        "accuracy": hits / labels,
         "samples_per_second": window.samples / seconds,
         "tokens_per_second": window.tokens / seconds,
         "step_seconds": seconds / window.steps,

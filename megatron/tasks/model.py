@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from megatron.config import ModelConfig, ParallelConfig, PrecisionConfig
-from megatron.model import BertForTask
+from megatron.model import BertForPrompts, BertForTask
 from megatron.model.parts import Recompute, own_parts
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import Pipeline, boundary_shape, new_pipeline
@@ -24,7 +25,7 @@ class TaskModel:
     """The chunks of this rank's pipeline stage. Batches must be `width_multiple` tokens wide."""
 
     config: ModelConfig
-    chunks: Sequence[BertForTask]
+    chunks: Sequence[BertForTask | BertForPrompts]
     pipeline: Pipeline
 
     @property
@@ -40,13 +41,24 @@ def build(
     precision: PrecisionConfig,
     context: ParallelContext,
     *,
+    head: Literal["sequence", "token", "masked"],
     num_outputs: int,
     seed: int,
 ) -> TaskModel:
     """The chunks of this rank's stage with random weights, fp32."""
     recompute = Recompute.of(parallel)
     chunks = [
-        BertForTask(config, context, part, recompute, num_outputs=num_outputs, dropout=config.hidden_dropout)
+        BertForPrompts(config, context, part, recompute)
+        if head == "masked"
+        else BertForTask(
+            config,
+            context,
+            part,
+            recompute,
+            num_outputs=num_outputs,
+            per_token=head == "token",
+            dropout=config.hidden_dropout,
+        )
         for part in own_parts(config, parallel, context.pipeline.rank)
     ]
     for chunk in chunks:
@@ -61,7 +73,7 @@ def train(
     loss: Callable[[Tensor, TaskBatch], Tensor],
     keys: Callable[[TaskBatch], DropoutKeys],
 ) -> None:
-    """Forward and backward of micro-batches. loss: of the logits (fp32 [b, classes]) of one; keys: its dropout's."""
+    """Forward and backward of micro-batches. loss: of the outputs (fp32) of one; keys: its dropout's."""
 
     def forward(chunk: int, number: int, x: Tensor | None) -> Tensor:
         output = _call(model, chunk, batches[number], keys(batches[number]), x)
@@ -71,7 +83,7 @@ def train(
 
 
 def evaluate(model: TaskModel, batches: Sequence[TaskBatch], take: Callable[[Tensor, TaskBatch], None]) -> None:
-    """Forward of micro-batches without dropout; the last stage hands the logits of each to `take`."""
+    """Forward of micro-batches without dropout; the last stage hands the outputs of each to `take`."""
 
     def forward(chunk: int, number: int, x: Tensor | None) -> Tensor:
         output = _call(model, chunk, batches[number], None, x)
@@ -84,8 +96,11 @@ def evaluate(model: TaskModel, batches: Sequence[TaskBatch], take: Callable[[Ten
 
 def _call(model: TaskModel, chunk: int, batch: TaskBatch, keys: DropoutKeys | None, x: Tensor | None) -> Tensor:
     device = model.pipeline.context.device
-    arrays = (batch.tokens, batch.token_types, batch.lengths)
-    return model.chunks[chunk](*(on_device(array, device) for array in arrays), keys, x)
+    arrays = [batch.tokens, batch.token_types, batch.lengths]
+    if batch.masks is not None and batch.candidates is not None:
+        arrays += [batch.masks, batch.candidates]
+    output: Tensor = model.chunks[chunk](*(on_device(array, device) for array in arrays), keys=keys, x=x)
+    return output
 
 
 def _boundary(model: TaskModel, batch: TaskBatch) -> tuple[int, ...]:

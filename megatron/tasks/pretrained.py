@@ -80,17 +80,17 @@ def load_weights(
     their initial values. Returns the names that were not in the checkpoint.
     """
     named = [item for chunk in chunks for item in chunk.named_parameters()]
-    if not fine_tuned:
-        named = [(name, parameter) for name, parameter in named if not name.startswith("task_head.")]
+    new = [] if fine_tuned else [name for name, _ in named if name.startswith("task_head.")]
+    named = [(name, parameter) for name, parameter in named if name not in new]
     lacking = load_tensors(
         pretrained.folder,
         "model",
         parameter_pieces(named),
         context=context,
         may_lack=() if fine_tuned else ("pooler.",),
-        may_hold=("lm_head.", "binary_head.", "task_head."),
+        may_hold=("lm_head.", "binary_head.", "task_head.", "pooler."),
     )
-    return lacking if fine_tuned else (*lacking, "task_head.weight", "task_head.bias")
+    return (*lacking, *new)
 
 
 def _is_huggingface(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Task files to rows and examples. Whatever is wrong in a file is a `UserError` that names the file and the line."""
+"""Task files to rows. Whatever is wrong in a file is a `UserError` that names the file and the line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from megatron.errors import UserError
-
-if TYPE_CHECKING:
-    from megatron.tasks.table import Task
 
 MAX_LINE_BYTES = 16 * 2**20
 
@@ -61,18 +58,9 @@ class Row:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One input of a task: one or two texts, its class index (None in test files), its id in the test file."""
-
-    texts: tuple[str, ...]
-    label: int | None
-    id: int | str
-
-
-def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of the named files that is in the folder, itself or compressed (`.gz`)."""
-    candidates = [folder / (name + ending) for name in names for ending in ("", ".gz")]
+def find_file(folder: Path, name: str) -> Path | None:
+    """A file of a folder, itself or compressed (`.gz`), if it is there."""
+    candidates = [folder / (name + ending) for ending in ("", ".gz")]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -88,31 +76,6 @@ def read_rows(path: Path) -> Iterator[Row]:
     if kind == ".csv":
         return _table(path, _csv_cells(path))
     return _json_lines(path)
-
-
-def read_examples(task: Task, path: Path, split: Literal["train", "dev", "test"]) -> list[Example]:
-    """The examples of a task file, in file order.
-
-    In train and dev files every row needs a label of the task; rows whose annotators did not agree are left out
-    (`task.skipped_labels`). In test files a label is not looked at and no row is left out.
-    Raises `UserError` naming the file and line of what is wrong.
-    """
-    index = {label: number for number, label in enumerate(task.labels)}
-    examples: list[Example] = []
-    for number, row in enumerate(read_rows(path)):
-        label: int | None = None
-        if split != "test":
-            name = str(row.code(task.label_key))
-            if name in task.skipped_labels:
-                continue
-            if name not in index:
-                raise row.error(f"label {name!r} is none of the {len(index)} of {task.name}: {_shortened(task.labels)}")
-            label = index[name]
-        has_id = split == "test" and (task.test_ids or "id" in row.values)
-        examples.append(Example(task.texts(row), label, row.code("id") if has_id else number))
-    if not examples:
-        raise UserError(f"{path} holds no examples of {task.name}")
-    return examples
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -181,5 +144,6 @@ def _table(path: Path, cells: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
             yield Row(path, number, dict(zip(header, row, strict=True)))
 
 
-def _shortened(labels: Sequence[str]) -> str:
+def shortened(labels: Sequence[str]) -> str:
+    """Labels for a message, the first and the last of many."""
     return ", ".join(labels) if len(labels) <= 20 else f"{', '.join(labels[:10])} ... {labels[-1]}"

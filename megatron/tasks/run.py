@@ -9,7 +9,7 @@ from megatron.mpu.context import ParallelContext
 from megatron.tasks.config import FinetuneConfig
 from megatron.tasks.model import TaskModel
 from megatron.tasks.pretrained import Pretrained
-from megatron.tasks.table import Hyperparameters, Task
+from megatron.tasks.task import Hyperparameters, Task
 from megatron.training.records import Recorder
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.tasks.readers import Example
-
 if TYPE_CHECKING:
-    from megatron.tasks.table import Task
+    from megatron.tasks.classification import Classified, TextExample
+    from megatron.tasks.task import Task
 
 
 def submission_name(task: Task, test_file: Path) -> str:
@@ -20,11 +19,11 @@ def submission_name(task: Task, test_file: Path) -> str:
     return dict(task.test_files).get(name, f"{task.name}_{stem}_predict.json")
 
 
-def submission_text(examples: Sequence[Example], labels: Sequence[str]) -> str:
+def label_lines(examples: Sequence[TextExample], predictions: Sequence[Classified]) -> str:
     """One line `{"id":0,"label":"102"}` a row, in the order of the test file; ids and labels as in the task's files."""
     lines = [
-        json.dumps({"id": example.id, "label": label}, ensure_ascii=False, separators=(",", ":"))
-        for example, label in zip(examples, labels, strict=True)
+        json.dumps({"id": example.id, "label": prediction.label}, ensure_ascii=False, separators=(",", ":"))
+        for example, prediction in zip(examples, predictions, strict=True)
     ]
     return "".join(line + "\n" for line in lines)
 

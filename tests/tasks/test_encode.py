@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.tasks.encode import encode, kept_lengths
-from megatron.tasks.readers import Example
+from megatron.tasks.encode import Encoded, encode_texts, kept_lengths
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,23 @@ class Characters:
         return [([ord(c) for c in text], [(i, i + 1) for i in range(len(text))]) for text in texts]
 
 
+def encode(*texts: tuple[str, ...], seq_length: int = 64, truncate: str = "longest") -> Encoded:
+    labels = np.arange(len(texts))
+    return encode_texts(texts, labels, Characters(), seq_length=seq_length, truncate=truncate)  # type: ignore[arg-type]
+
+
 def ids(text: str) -> list[int]:
     """ "^" for [CLS], "$" for [SEP], "_" for padding."""
     return [{"^": 1, "$": 2, "_": 0}.get(c, ord(c)) for c in text]
 
 
 def test_one_and_two_segments() -> None:
-    examples = [
-        Example(("abc",), 1, 0),
-        Example(("de", "f"), 0, 1),
-        Example(("",), None, 2),
-        Example(("", "g"), None, 3),
-    ]
-    encoded = encode(examples, Characters(), seq_length=16, truncate="longest")  # type: ignore[arg-type]
+    encoded = encode(("abc",), ("de", "f"), ("",), ("", "g"), seq_length=16)
     batch = encoded.batch(np.array([1, 0, 2, 3]))
     assert batch.tokens.tolist() == [ids("^de$f$"), ids("^abc$_"), ids("^$____"), ids("^$g$__")]
     assert batch.token_types.tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6, [0] * 6, [0, 0, 1, 1, 0, 0]]
     assert batch.lengths.tolist() == [6, 5, 2, 4]
-    assert batch.labels.tolist() == [0, 1, -1, -1]
+    assert batch.labels.tolist() == [1, 0, 2, 3]
     assert encoded.truncated == 0
     assert encoded.batch(np.array([], dtype=np.int64)).tokens.shape == (0, 0)
 
@@ -61,7 +60,7 @@ def test_one_and_two_segments() -> None:
     ],
 )
 def test_truncation(texts: tuple[str, ...], truncate: str, expected: str) -> None:
-    encoded = encode([Example(texts, 0, 0)], Characters(), seq_length=8, truncate=truncate)  # type: ignore[arg-type]
+    encoded = encode(texts, seq_length=8, truncate=truncate)
     assert encoded.tokens.tolist() == ids(expected)
     assert encoded.truncated == (len("".join(texts)) > 8 - 1 - len(texts))
 
@@ -76,11 +75,28 @@ def test_longest_first_is_berts_loop(first: int, second: int, room: int) -> None
 
 @given(st.lists(st.tuples(st.text("abc", max_size=9), st.text("xyz", max_size=9)), min_size=1, max_size=20))
 def test_batches_hold_the_rows_asked_for(pairs: list[tuple[str, str]]) -> None:
-    examples = [Example(pair, 0, n) for n, pair in enumerate(pairs)]
-    encoded = encode(examples, Characters(), seq_length=64, truncate="longest")  # type: ignore[arg-type]
+    encoded = encode(*pairs)
     rows = np.arange(len(pairs))[::-2]
     batch = encoded.batch(rows)
     for place, row in enumerate(rows):
         first, second = pairs[row]
         assert batch.tokens[place, : batch.lengths[place]].tolist() == ids(f"^{first}${second}$")
         assert batch.token_types[place].sum() == len(second) + 1
+
+
+def test_rows_of_several_inputs_stay_together() -> None:
+    texts = [("a", "b"), ("a", "cd"), ("e", "f"), ("e", "ghi")]
+    encoded = encode_texts(texts, [1, 0], Characters(), seq_length=16, truncate="longest", row_inputs=2)  # type: ignore[arg-type]
+    assert encoded.lengths.tolist() == [6, 7] and encoded.num_rows == 2
+    batch = encoded.batch(np.array([1, 0]))
+    assert batch.tokens.tolist() == [ids("^e$f$__"), ids("^e$ghi$"), ids("^a$b$__"), ids("^a$cd$_")]
+    assert batch.labels.tolist() == [0, 1] and batch.inputs.tolist() == [2, 3, 0, 1]
+
+
+def test_labels_of_tokens_are_padded_and_counted() -> None:
+    encoded = encode(("abc",), ("d",))
+    labels = np.array([-100, 0, -100, 2, -100, -100, 1, -100])
+    encoded = dataclasses.replace(encoded, labels=labels, token_labels=True)
+    batch = encoded.batch(np.array([1, 0]))
+    assert batch.labels.tolist() == [[-100, 1, -100, -100, -100], [-100, 0, -100, 2, -100]]
+    assert [encoded.count(np.array(rows)) for rows in ([0], [1], [0, 1])] == [2, 1, 3]

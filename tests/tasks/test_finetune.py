@@ -17,12 +17,13 @@ from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, whole_piece
 from megatron.tasks.batching import training_batches
+from megatron.tasks.classification import own_columns
+from megatron.tasks.clue import OWN_TEXTS
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
-from megatron.tasks.encode import encode
 from megatron.tasks.finetune import finetune
+from megatron.tasks.inputs import read_inputs
 from megatron.tasks.pretrained import load_weights, open_pretrained
-from megatron.tasks.readers import read_examples
-from megatron.tasks.table import GENERIC, TASKS, classification_task, find_task
+from megatron.tasks.table import TASKS, find_task
 from tests.tasks.tiny import CHARACTERS, metrics, write_checkpoint, write_sentiment
 
 SINGLE = ParallelContext.single()
@@ -70,12 +71,10 @@ def test_losses_are_those_of_a_plain_torch_loop(config: FinetuneConfig, tmp_path
     found = records(config, tmp_path / "ours")
 
     folder = Path(config.task.data_dir)
-    task = classification_task(folder / "train.tsv", text_columns=(), label_column="label", labels=())
+    task = own_columns(OWN_TEXTS, folder / "train.tsv", config.task)
     assert task.labels == ("bad", "good")
     pretrained = open_pretrained(Path(config.source.pretrained_checkpoint), tmp_path / "none", SINGLE)
-    encoded = encode(
-        read_examples(task, folder / "train.tsv", "train"), pretrained.tokenizer, seq_length=32, truncate="longest"
-    )
+    encoded = read_inputs(task, (folder / "train.tsv",), "train", pretrained.tokenizer, 32).encoded
     shape = dataclasses.replace(pretrained.model, hidden_dropout=0.0, attention_dropout=0.0)
     model = BertForTask(shape, SINGLE, num_outputs=2, dropout=0.0)
     initialize(model, config.tuning.seed)
@@ -245,7 +244,7 @@ def official_rows(task: str, count: int, labels: tuple[str, ...]) -> list[dict[s
     return rows
 
 
-@pytest.mark.parametrize("name", [task.name for task in TASKS if task is not GENERIC])
+@pytest.mark.parametrize("name", [task.name for task in TASKS if task is not OWN_TEXTS])
 def test_every_task_trains_and_writes_its_submission_files(config: FinetuneConfig, tmp_path: Path, name: str) -> None:
     task = find_task(name)
     folder = tmp_path / "data"
@@ -277,7 +276,7 @@ def test_ocnli_prefers_the_50k_file_and_other_files_can_be_named(config: Finetun
     config = changed(config, "task", task="ocnli", data_dir=str(folder), predict=False)
     config = changed(config, "tuning", epochs=1)
     assert records(config, tmp_path / "a")[-1]["consumed_samples"] == 5
-    named = changed(config, "task", train_file="few.json", dev_file=str(folder / "few.json"))
+    named = changed(config, "task", train_file=("few.json",), dev_file=(str(folder / "few.json"),))
     assert records(named, tmp_path / "b")[-1]["consumed_samples"] == 7
 
 
@@ -291,7 +290,7 @@ def test_ocnli_prefers_the_50k_file_and_other_files_can_be_named(config: Finetun
         ("task", {"predict": False, "test_file": "test.tsv"}, "--test-file needs --predict"),
         ("source", {"pretrained_checkpoint": ""}, "--pretrained-checkpoint FOLDER is required"),
         ("task", {"data_dir": "/nowhere"}, "--data-dir /nowhere is not a folder"),
-        ("task", {"dev_file": "other.tsv"}, "holds no other.tsv"),
+        ("task", {"dev_file": ("other.tsv",)}, "holds no other.tsv"),
         ("task", {"labels": ("good", "fine")}, "train.tsv, line 2: label 'bad' is none of the 2"),
         ("source", {"pretrained_checkpoint": "/nowhere"}, "/nowhere holds neither a checkpoint nor"),
         ("source", {"eval_only": True}, "is not fine-tuned; give the folder best/"),

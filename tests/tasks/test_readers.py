@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 
 from megatron.errors import UserError
-from megatron.tasks.readers import MAX_LINE_BYTES, find_file, read_examples, read_rows
-from megatron.tasks.table import Task, classification_task, find_task
+from megatron.tasks.classification import own_columns
+from megatron.tasks.clue import OWN_TEXTS
+from megatron.tasks.config import TaskConfig
+from megatron.tasks.inputs import find_files, read_examples
+from megatron.tasks.readers import MAX_LINE_BYTES, find_file, read_rows
+from megatron.tasks.table import find_task
+from megatron.tasks.task import Task
 
 TNEWS = {"label": "102", "label_desc": "news_entertainment", "sentence": "新片今晚上映", "keywords": "新片,电影院"}
 AFQMC = {"sentence1": "怎么还款", "sentence2": "如何提前还款", "label": "1"}
@@ -104,10 +109,10 @@ def test_lines_end_at_newline_alone(tmp_path: Path) -> None:
 def test_gzip_and_file_names(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "dev.json.gz", "wb") as file:
         file.write(json.dumps(AFQMC).encode() + b"\n")
-    found = find_file(tmp_path, ("train.json", "dev.json"))
+    found = find_file(tmp_path, "dev.json")
     assert found == tmp_path / "dev.json.gz"
     assert len(read_examples(find_task("afqmc"), found, "dev")) == 1
-    assert find_file(tmp_path, ("test.json",)) is None
+    assert find_file(tmp_path, "test.json") is None
     content = found.read_bytes()
     found.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be read"):
@@ -158,7 +163,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def classification(path: Path, **options: Any) -> Task:
-    return classification_task(path, **{"text_columns": (), "label_column": "label", "labels": (), **options})
+    return own_columns(OWN_TEXTS, path, TaskConfig(**options))
 
 
 @pytest.mark.parametrize(
@@ -236,9 +241,8 @@ def test_unclosed_csv_quote_is_named(tmp_path: Path) -> None:
 )
 def test_real_files_are_read_whole(shared_data: Path, name: str, folder: str, train: int, dev: int) -> None:
     task = find_task(name)
-    for split, names, count in (("train", task.train_files, train), ("dev", task.dev_files, dev)):
-        path = find_file(shared_data / "tasks" / folder, names)
-        assert path is not None
-        examples = read_examples(task, path, split)  # type: ignore[arg-type]
+    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), eval_only=False)
+    for split, paths, count in (("train", files.train, train), ("dev", files.dev, dev)):
+        examples = [example for path in paths for example in read_examples(task, path, split)]  # type: ignore[arg-type]
         assert len(examples) == count
         assert all(e.label is not None and all(e.texts) for e in examples)

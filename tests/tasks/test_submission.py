@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron.tasks.readers import Example, read_examples
-from megatron.tasks.submission import submission_name, submission_text
+from megatron.tasks.classification import Classified, TextExample
+from megatron.tasks.submission import label_lines, submission_name
 from megatron.tasks.table import find_task
 
 
@@ -28,19 +28,20 @@ def test_names(task: str, file: str, name: str) -> None:
 
 
 def test_lines_keep_ids_order_and_label_codes() -> None:
-    examples = [Example(("x",), None, id_) for id_ in (2415, 2420, "7", 3)]
-    text = submission_text(examples, ["100", "116", "114", "100"])
+    examples = [TextExample(("x",), None, id_) for id_ in (2415, 2420, "7", 3)]
+    text = label_lines(examples, [Classified(label, ()) for label in ("100", "116", "114", "100")])
     assert text.splitlines()[0] == '{"id":2415,"label":"100"}'
     assert [json.loads(line)["id"] for line in text.splitlines()] == [2415, 2420, "7", 3]
     with pytest.raises(ValueError, match="shorter"):
-        submission_text(examples, ["100"])
+        label_lines(examples, [Classified("100", ())])
 
 
 def test_submission_of_ids_that_are_not_sequential(tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     rows = [{"id": n, "abst": "摘要", "keyword": ["词"]} for n in (2415, 17, 300)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    examples = read_examples(find_task("csl"), path, "test")
-    assert submission_text(examples, ["1", "0", "1"]) == (
+    task = find_task("csl")
+    examples = task.read(task, path, "test")
+    assert task.submission(examples, [Classified(label, ()) for label in "101"]) == (
         '{"id":2415,"label":"1"}\n{"id":17,"label":"0"}\n{"id":300,"label":"1"}\n'
     )

@@ -1,0 +1,156 @@
+"""Tasks whose examples are one or two texts with a label."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron.errors import UserError
+from megatron.tasks.encode import IGNORED, Encoded, TaskBatch, encode_texts
+from megatron.tasks.metrics import accuracy, majority_accuracy, softmax
+from megatron.tasks.readers import Row, read_rows, shortened
+from megatron.tasks.task import Kind, Split, Task
+
+if TYPE_CHECKING:
+    from megatron.data.tokenizer import Tokenizer
+    from megatron.tasks.config import TaskConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """One or two texts, their class (None in test files), and the id in the file or the number of the row."""
+
+    texts: tuple[str, ...]
+    label: int | None
+    id: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The label that is likeliest, and the probability of each label of the task."""
+
+    label: str
+    probabilities: tuple[float, ...]
+
+
+def columns(*keys: str) -> Callable[[Row], tuple[str, ...]]:
+    """Each key's text is a segment."""
+    return lambda row: tuple(row.text(key) for key in keys)
+
+
+def text_reader(
+    texts: Callable[[Row], tuple[str, ...]],
+    *,
+    label_key: str = "label",
+    skipped_labels: frozenset[str] = frozenset(),
+    test_ids: bool = True,
+) -> Callable[[Task, Path, Split], list[TextExample]]:
+    """A reader of rows. texts: builds the segments. test_ids: every row of a test file must have an `id`.
+
+    In train and dev files every row needs a label of the task; rows with one of `skipped_labels` (annotators did not
+    agree) are left out. In test files a label is not looked at and no row is left out.
+    """
+
+    def read(task: Task, path: Path, split: Split) -> list[TextExample]:
+        index = {label: number for number, label in enumerate(task.labels)}
+        examples: list[TextExample] = []
+        for number, row in enumerate(read_rows(path)):
+            label: int | None = None
+            if split != "test":
+                name = str(row.code(label_key))
+                if name in skipped_labels:
+                    continue
+                if name not in index:
+                    raise row.error(
+                        f"label {name!r} is none of the {len(index)} of {task.name}: {shortened(task.labels)}"
+                    )
+                label = index[name]
+            has_id = split == "test" and (test_ids or "id" in row.values)
+            examples.append(TextExample(texts(row), label, row.code("id") if has_id else number))
+        return examples
+
+    return read
+
+
+def own_columns(task: Task, file: Path, config: TaskConfig) -> Task:
+    """The task with the columns and labels of a user's own files.
+
+    file: the training file, or the dev file where nothing is trained. Text columns default to all but the label's and
+    `id`, labels to the distinct ones of the file, sorted. Raises `UserError` for missing columns, and for more than
+    two texts.
+    """
+    rows = read_rows(file)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{file} holds no rows")
+    label_column, labels = config.label_column, config.labels
+    if label_column not in first.values:
+        raise first.error(f"no column {label_column!r} in {list(first.values)}; name it with --label-column")
+    texts = config.text_columns or tuple(name for name in first.values if name not in (label_column, "id"))
+    missing = [name for name in texts if name not in first.values]
+    if missing or len(texts) not in (1, 2):
+        problem = (
+            f"no column {missing[0]!r} in {list(first.values)}" if missing else f"the text columns are {list(texts)}"
+        )
+        raise first.error(f"{problem}; name the one or two columns of text with --text-columns")
+    if not labels:
+        labels = tuple(sorted({str(row.code(label_column)) for row in (first, *rows)}))
+    if len(labels) < 2:
+        raise UserError(f"{file} has only the label {labels[0]!r}: at least two are needed (--labels names them all)")
+    read = text_reader(columns(*texts), label_key=label_column, test_ids=False)
+    return dataclasses.replace(task, read=read, labels=labels)
+
+
+def accuracy_scores(
+    task: Task, examples: Sequence[TextExample], predictions: Sequence[Classified]
+) -> dict[str, float]:
+    """Accuracy, and what always answering the commonest label would score."""
+    index = {label: number for number, label in enumerate(task.labels)}
+    labels = np.array([example.label for example in examples])
+    found = np.array([index[prediction.label] for prediction in predictions])
+    return {"accuracy": accuracy(found, labels), "majority_accuracy": majority_accuracy(labels)}
+
+
+def _encode(task: Task, examples: Sequence[TextExample], tokenizer: Tokenizer, seq_length: int) -> Encoded:
+    return encode_texts(
+        [example.texts for example in examples],
+        [IGNORED if example.label is None else example.label for example in examples],
+        tokenizer,
+        seq_length=seq_length,
+        truncate=task.truncate,
+    )
+
+
+def label_loss(task: Task, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the labels of rows: outputs [rows, classes]."""
+    labels = torch.from_numpy(batch.labels).to(outputs.device)
+    total = torch.nn.functional.cross_entropy(outputs, labels, reduction="sum", ignore_index=IGNORED)
+    return total, (outputs.argmax(1) == labels).sum()
+
+
+def likeliest(
+    task: Task, examples: Sequence[TextExample], encoded: Encoded, outputs: np.ndarray
+) -> list[Classified]:
+    """The likeliest label of each row: outputs [rows, classes]."""
+    del examples, encoded
+    return [
+        Classified(task.labels[row.argmax()], tuple(probabilities.tolist()))
+        for row, probabilities in zip(outputs, softmax(outputs), strict=True)
+    ]
+
+
+CLASSIFICATION: Kind[TextExample, Classified] = Kind(
+    name="classification",
+    head="sequence",
+    num_outputs=lambda task: len(task.labels),
+    encode=_encode,
+    loss=label_loss,
+    decode=likeliest,
+)

@@ -1,0 +1,85 @@
+"""What a task is: a value. How its examples go through a model is the value of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from megatron.tasks.encode import Encoded, TaskBatch
+
+if TYPE_CHECKING:
+    from megatron.data.tokenizer import Tokenizer
+    from megatron.tasks.config import TaskConfig
+
+Split = Literal["train", "dev", "test"]
+"""Examples of a test file have no labels."""
+Example = TypeVar("Example")
+Prediction = TypeVar("Prediction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[Example, Prediction]):
+    """How examples become inputs of a model, and its outputs predictions.
+
+    head: what the model gives, fp32: "sequence", logits of an input [b, outputs]; "token", of every token
+    [b, s, outputs]; "masked", scores of candidate words at [MASK] tokens, [b, candidates]. num_outputs: the width of
+    the first two.
+    encode(task, examples, tokenizer, seq_length).
+    loss(task, outputs, batch): the sum of the losses (nats) of a batch, and how many of its labels were hit.
+    decode(task, examples, encoded, outputs): a prediction for each example; outputs [inputs, ...] of "sequence" and
+    "masked", [tokens, num_outputs] of "token", in the order of `encoded`.
+    """
+
+    name: str
+    head: Literal["sequence", "token", "masked"]
+    num_outputs: Callable[[Task], int]
+    encode: Callable[[Task, Sequence[Example], Tokenizer, int], Encoded]
+    loss: Callable[[Task, Tensor, TaskBatch], tuple[Tensor, Tensor]]
+    decode: Callable[[Task, Sequence[Example], Encoded, np.ndarray], list[Prediction]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What a fine-tuning run takes where no flag says otherwise."""
+
+    epochs: int = 3
+    global_batch_size: int = 16
+    lr: float = 5e-5
+    lr_warmup_fraction: float = 0.1
+    weight_decay: float = 0.01
+    seq_length: int = 128
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task as a value.
+
+    labels: as written in the files; the index of a label is its class.
+    read(task, path, split): the examples of a file, in its order; `UserError` names file and line of what is wrong.
+    scores(task, examples, predictions): the metrics in [0, 1]; the first is the one that the best checkpoint has most
+    of. submission(examples, predictions): the text of a result file.
+    truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
+    train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
+    other. test_files: names of test files and of the submission files that belong to them.
+    complete(task, path, config): the task as a user's own first file and flags say, for a task of such files.
+    """
+
+    name: str
+    kind: Kind[Any, Any]
+    labels: tuple[str, ...]
+    read: Callable[[Task, Path, Split], list[Any]]
+    scores: Callable[[Task, Sequence[Any], Sequence[Any]], dict[str, float]]
+    submission: Callable[[Sequence[Any], Sequence[Any]], str]
+    truncate: Literal["longest", "second"] = "longest"
+    train_files: tuple[str, ...] = ("train.json",)
+    dev_files: tuple[str, ...] = ("dev.json",)
+    test_files: tuple[tuple[str, str], ...] = ()
+    complete: Callable[[Task, Path, TaskConfig], Task] | None = None
+    defaults: Hyperparameters = field(default_factory=Hyperparameters)
