@@ -72,13 +72,18 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".tsv":
-        return _table(path, ((number, line.split("\t")) for number, line in read_lines(path) if line.strip()))
+        return _table(path, ((number, line.split("\t")) for number, line in _lines(path) if line.strip()))
     if kind == ".csv":
         return _table(path, _csv_cells(path))
     return _json_lines(path)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that is neither a table nor JSON, numbered from 1; of `.gz`, too."""
+    return _lines(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines without their ends. Lines end at \\n alone: texts hold U+2028 and its like."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -101,7 +106,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in read_lines(path):
+    for number, line in _lines(path):
         if not line.strip():
             continue
         try:
@@ -118,7 +123,7 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     def lines() -> Iterator[str]:
         nonlocal consumed
-        for number, line in read_lines(path):
+        for number, line in _lines(path):
             consumed = number
             yield line + "\n"
 

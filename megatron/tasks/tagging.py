@@ -69,8 +69,7 @@ def encode_tagged(task: Task, examples: Sequence[TaggedText], tokenizer: Tokeniz
     index = {tag: number for number, tag in enumerate(task.labels)}
     tokens: list[int] = []
     labels: list[int] = []
-    places: list[tuple[int, int]] = []
-    lengths, of_example = [0], []
+    lengths, of_example, starts = [0], [], []
     for number, example in enumerate(examples):
         text, classes = example.text, [IGNORED] * len(example.text)
         if example.entities is not None:
@@ -79,21 +78,30 @@ def encode_tagged(task: Task, examples: Sequence[TaggedText], tokenizer: Tokeniz
         for end in cuts(text, seq_length - 2):
             tokens += [tokenizer.cls_id, *(ids[character] for character in text[start:end]), tokenizer.sep_id]
             labels += [IGNORED, *classes[start:end], IGNORED]
-            places += [(-1, -1), *((place, place + 1) for place in range(start, end)), (-1, -1)]
             lengths.append(end - start + 2)
             of_example.append(number)
+            starts.append(start)
             start = end
+    offsets = np.cumsum(lengths, dtype=np.int64)
     return Encoded(
         tokens=np.array(tokens, dtype=np.int32),
-        offsets=np.cumsum(lengths, dtype=np.int64),
+        offsets=offsets,
         first_lengths=np.array(lengths[1:], dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
         pad_id=tokenizer.pad_id,
         truncated=0,
         token_labels=True,
         examples=np.array(of_example, dtype=np.int64),
-        places=np.array(places, dtype=np.int32).reshape(-1, 2),
+        places=_places(offsets, np.array(starts, dtype=np.int64)),
     )
+
+
+def _places(offsets: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """`Encoded.places` of rows whose first characters are `starts`, int64 [rows]."""
+    first = np.arange(offsets[-1]) - np.repeat(offsets[:-1] + 1 - starts, np.diff(offsets))
+    places = np.stack([first, first + 1], axis=1).astype(np.int32)
+    places[offsets[:-1]] = places[offsets[1:] - 1] = -1
+    return places
 
 
 def tag_loss(task: Task, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:

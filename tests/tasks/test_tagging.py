@@ -81,6 +81,19 @@ def test_gold_tags_decode_to_the_gold_entities(
         assert stands_for.tolist() == list(range(len(example.text)))
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("cluener2020", "CLUENER2020/dev.json.gz"), ("peopledaily_ner", "PeopleDaily_NER/example.dev.gz")],
+)
+def test_nothing_is_lost_of_real_texts(tokenizer: Tokenizer, shared_data: Path, name: str, file: str) -> None:
+    task = find_task(name)
+    examples = task.read(task, shared_data / "tasks" / file, "dev")
+    encoded = TAGGING.encode(task, examples, tokenizer, 128)
+    assert (encoded.num_rows > len(examples)) == (name == "peopledaily_ner")  # of 568 characters at most
+    found = TAGGING.decode(task, examples, encoded, gold_outputs(encoded, len(task.labels)))
+    assert next(iter(task.scores(task, examples, found).values())) == 1
+
+
 def test_every_character_is_a_token(tokenizer: Tokenizer) -> None:
     example = TaggedText("A天 é한b20[", (Entity(1, 3, "LOC"), Entity(5, 7, "PER")), 0)
     encoded = TAGGING.encode(TASK, [example, TaggedText("", (), 1)], tokenizer, 16)
