@@ -123,7 +123,9 @@ def _spans(row: Row) -> tuple[str, tuple[Entity, ...]]:
         raise row.error('\'label\' must be an object like {"name": {"王明": [[0, 1]]}}')
     entities: set[Entity] = set()
     for type_, mentions in label.items():
-        if not type_ or not isinstance(mentions, dict):
+        if not type_ or not type_.isprintable():
+            raise row.error(f"{type_!r} is no name of a type")
+        if not isinstance(mentions, dict):
             raise row.error(f"type {type_!r} must have an object of mentions and their spans")
         for mention, spans in mentions.items():
             for first, last in _pairs(row, mention, spans):

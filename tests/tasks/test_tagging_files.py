@@ -73,6 +73,8 @@ def changed(**values: Any) -> str:
         (changed(text=["王"]), "'text' must be a string"),
         (changed(label=[]), "'label' must be an object"),
         (changed(label={"person": {"王明": [[0, 1]]}}), "type 'person' is none of the 10 of cluener2020: address, "),
+        (changed(label={"": {"王明": [[0, 1]]}}), "'' is no name of a type"),
+        (changed(label={"a\nb": {"王明": [[0, 1]]}}), "'a\\nb' is no name of a type"),
         (changed(label={"name": [[0, 1]]}), "type 'name' must have an object of mentions"),
         (changed(label={"name": {"王明": [0, 1]}}), "must be a list of [first, last], not [0, 1]"),
         (changed(label={"name": {"王明": [[0, 1.0]]}}), "must be a list of [first, last]"),
