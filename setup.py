@@ -104,6 +104,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
+            "seqeval>=1.2",
             "rjieba>=0.2",
             "scipy>=1.13",
             "ruff>=0.9",

@@ -30,7 +30,8 @@ class TaskConfig:
     """The task and its files."""
 
     task: str = ""
-    """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020, or classification: one or two texts of your own files."""
+    """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020; cluener2020, msra_ner, peopledaily_ner, weibo_ner,
+    resume_ner; or classification: one or two texts of your own files, or tagging: entities in your own files."""
     data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
     train_file: tuple[str, ...] = ()

@@ -78,6 +78,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     return _json_lines(path)
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that is neither a table nor JSON, numbered from 1; of `.gz`, too."""
+    return _lines(path)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines without their ends. Lines end at \\n alone: texts hold U+2028 and its like."""
     try:
