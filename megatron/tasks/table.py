@@ -6,9 +6,10 @@ import difflib
 
 from megatron.errors import UserError
 from megatron.tasks.clue import CLUE, OWN_TEXTS
+from megatron.tasks.reading import READING
 from megatron.tasks.task import Task
 
-TASKS = (*CLUE, OWN_TEXTS)
+TASKS = (*CLUE, *READING, OWN_TEXTS)
 
 
 def find_task(name: str) -> Task:
