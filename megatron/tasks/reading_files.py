@@ -38,7 +38,7 @@ def read_questions(task: Task, path: Path, split: Split) -> list[Question]:
     ids: set[str] = set()
     for context, row, (id_key, text_key) in _entries(path):
         code = row.code(id_key)
-        row = Row(path, f"{row.line} (question {code})", row.values)
+        row = Row(path, f"question {code} at {row.line}", row.values)
         if str(code) in ids:
             raise row.error("another question has this id, too")
         ids.add(str(code))
@@ -47,11 +47,11 @@ def read_questions(task: Task, path: Path, split: Split) -> list[Question]:
             questions.append(Question(code, text, context))
             continue
         answers = _answers(row)
-        impossible = row.values.get("is_impossible", not answers) if unanswerable else False
-        if impossible is not (not answers):
-            hint = "" if unanswerable else "; --task squad --version-2-with-negative takes questions without an answer"
-            raise row.error(f"is_impossible is {json.dumps(impossible)}, but there are {len(answers)} answers{hint}")
-        span, moved = ((0, 0), False) if impossible else _span(context, answers)
+        if not answers and not unanswerable:
+            raise row.error("no answer; only SQuAD 2.0 (--task squad --version-2-with-negative) has such questions")
+        if unanswerable and row.values.get("is_impossible", not answers) is not (not answers):
+            raise row.error(f"it has {len(answers)} answers, which its 'is_impossible' denies")
+        span, moved = _span(context, answers) if answers else ((0, 0), False)
         if span is None and split == "train":
             raise row.error(f"the answer {answers[0][0]!r} does not stand in the context")
         questions.append(Question(code, text, context, tuple(answer for answer, _ in answers), span, moved))
