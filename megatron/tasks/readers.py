@@ -63,7 +63,7 @@ class Row:
             raise self.error(
                 f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}"
             )
-        return value
+        return value if isinstance(value, int) else self.text(key)
 
 
 def find_file(folder: Path, name: str) -> Path | None:

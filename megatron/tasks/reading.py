@@ -14,38 +14,38 @@ from megatron.tasks.submission import json_object
 from megatron.tasks.task import Hyperparameters, Reading, Task
 
 
-def _golds(examples: Sequence[Question]) -> dict[int | str, Sequence[str]]:
-    return {example.id: example.answers for example in examples}
-
-
-def _texts(examples: Sequence[Question], predictions: Sequence[Answer]) -> dict[int | str, str]:
-    return {example.id: found.text for example, found in zip(examples, predictions, strict=True)}
-
-
 def chinese_scores(task: Task, examples: Sequence[Question], predictions: Sequence[Answer]) -> dict[str, float]:
     """Scores of CMRC 2018, which DRCD takes, too."""
-    return cmrc_scores(_golds(examples), _texts(examples, predictions))
+    return cmrc_scores(_golds(examples), _texts(predictions))
 
 
 def english_scores(task: Task, examples: Sequence[Question], predictions: Sequence[Answer]) -> dict[str, float]:
     """Scores of SQuAD 1.1 or, where questions may have no answer, 2.0."""
-    golds, texts = _golds(examples), _texts(examples, predictions)
+    golds, texts = _golds(examples), _texts(predictions)
     if task.reading is None or not task.reading.version_2_with_negative:
         return squad_scores(golds, texts)
-    pairs = list(zip(examples, predictions, strict=True))
     return squad2_scores(
         Squad2Inputs(
             golds=golds,
             predictions=texts,
-            candidates={example.id: found.best[0].text if found.best else "" for example, found in pairs},
-            null_odds={example.id: found.null_odds for example, found in pairs},
+            candidates={number: found.best[0].text if found.best else "" for number, found in enumerate(predictions)},
+            null_odds={number: found.null_odds for number, found in enumerate(predictions)},
         )
     )
 
 
 def answers_object(examples: Sequence[Question], predictions: Sequence[Answer]) -> str:
     """One object {id: answer}, in the order of the test file: what CLUE's server and SQuAD's scripts take."""
-    return json_object({str(number): text for number, text in _texts(examples, predictions).items()})
+    return json_object({str(example.id): found.text for example, found in zip(examples, predictions, strict=True)})
+
+
+def _golds(examples: Sequence[Question]) -> dict[int, Sequence[str]]:
+    """Golden answers by number: ids may occur again in another file."""
+    return {number: example.answers for number, example in enumerate(examples)}
+
+
+def _texts(predictions: Sequence[Answer]) -> dict[int, str]:
+    return {number: found.text for number, found in enumerate(predictions)}
 
 
 CMRC2018 = Task(

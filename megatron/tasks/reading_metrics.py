@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-Golds = Mapping[int | str, Sequence[str]]
-Texts = Mapping[int | str, str]
+Golds = Mapping[Any, Sequence[str]]
+Texts = Mapping[Any, str]
 
 # What CMRC's script deletes. ASCII , . ! ? and the like stay, and so do ‘ … — (its `……` is no single character).
 _CMRC_MARKS = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
@@ -68,7 +69,7 @@ class Squad2Inputs:
     golds: Golds
     predictions: Texts
     candidates: Texts
-    null_odds: Mapping[int | str, float]
+    null_odds: Mapping[Any, float]
 
 
 def squad2_scores(inputs: Squad2Inputs) -> dict[str, float]:
@@ -98,10 +99,10 @@ def squad2_scores(inputs: Squad2Inputs) -> dict[str, float]:
 
 
 def best_threshold(
-    scores: Mapping[int | str, float],
+    scores: Mapping[Any, float],
     predictions: Texts,
-    null_odds: Mapping[int | str, float],
-    answerable: set[int | str],
+    null_odds: Mapping[Any, float],
+    answerable: set[Any],
 ) -> tuple[float, float]:
     """The best mean score that a threshold on null_odds gives, and the threshold above which there is no answer.
 
@@ -146,7 +147,7 @@ def _cmrc_text(text: str) -> str:
     return text.lower().strip().translate(_CMRC_MARKS)
 
 
-def _scores(golds: Golds, predictions: Texts, metric: Callable[[str, str], float]) -> dict[int | str, float]:
+def _scores(golds: Golds, predictions: Texts, metric: Callable[[str, str], float]) -> dict[Any, float]:
     """The score of each prediction: its best over the golden answers."""
     return {
         number: max(metric(gold, predictions[number]) for gold in answers)

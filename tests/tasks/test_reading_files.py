@@ -126,7 +126,7 @@ def test_drcd_and_squad(tmp_path: Path) -> None:
 def test_wrong_places_are_mended(tmp_path: Path, text: str, start: int, span: tuple[int, int], moved: bool) -> None:
     path = write(tmp_path / "dev.json", nested(question(0, answers((text, start)))))
     for split in ("dev", "train"):
-        (found,) = read(path, split=split)  # type: ignore[arg-type]
+        (found,) = read(path, split=split)
         assert (found.span, found.moved, found.answers) == (span, moved, (text,))
         assert found.context[slice(*span)] == text
 
@@ -177,6 +177,7 @@ FIRST = "question DEV_0_QUERY_0 at " + PLACE
             nested(*[question(0, answers(("王", 13)))] * 2),
             "question DEV_0_QUERY_0 at data[0].paragraphs[0].qas[1]: another question has this id",
         ),
+        ('[{"context_text": "", "qas": [{"query_id": "\\ud800"}]}]', "[0].qas[0]: 'query_id' holds half a surrogate"),
         ('[{"context_text": "\\ud800", "qas": []}]', "[0]: 'context_text' holds half a surrogate pair at character 0"),
     ],
 )

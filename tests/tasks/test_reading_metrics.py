@@ -17,15 +17,15 @@ from megatron.tasks.reading_metrics import (
 )
 
 # 16, 20 and 27 segments, each inside the next
-NESTED = ("甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳", "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉")
-NESTED = (*NESTED, "天地" + NESTED[1] + "日月山川人")
+_INNER = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳"
+NESTED = (_INNER, _INNER + "午未申酉", "天地" + _INNER + "午未申酉日月山川人")
 
 
 @pytest.mark.parametrize(
     ("golds", "prediction", "exact", "f1"),
     [
         (["晨星和β-craft"], "晨星和β-Craft工坊", 0, 0.8),
-        (list(NESTED), "丙" + NESTED[1][3:], 0, 36 / 38),
+        (list(NESTED), NESTED[1][2:], 0, 36 / 38),
         (["1987年"], "1987 年", 0, 1),
         (["2,000元"], "2000元", 0, 0.5),
         (["，"], "，", 1, 0),
@@ -71,7 +71,7 @@ def test_cmrc_counts_a_missing_prediction_as_wrong() -> None:
 def test_squad(gold: str, prediction: str, exact: float, f1: float, f1_of_2: float) -> None:
     found = squad_scores({"q": ["elsewhere", gold]}, {"q": prediction})
     assert list(found) == ["f1", "exact_match"]
-    assert (found["exact_match"], found["f1"]) == (exact, pytest.approx(f1))
+    assert found["exact_match"] == exact and found["f1"] == pytest.approx(f1)
     assert squad2_f1(gold, prediction) == pytest.approx(f1_of_2)
 
 
@@ -120,6 +120,6 @@ def test_best_threshold_is_the_best_of_all_thresholds(questions: list[tuple[bool
         held_empty = [n for n in scores if odds[n] > threshold or not texts[n]]
         return sum(scores[n] for n in answered) + sum(n not in answerable for n in held_empty)
 
-    best, threshold = best_threshold(scores, texts, odds, answerable)  # type: ignore[arg-type]
+    best, threshold = best_threshold(scores, texts, odds, answerable)
     assert best * len(questions) == max(total(t) for t in (-99.0, *odds.values()))
     assert total(threshold) == best * len(questions) or best * len(questions) == len(questions) - len(answerable)
