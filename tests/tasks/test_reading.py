@@ -168,7 +168,7 @@ def alone(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     config = FinetuneConfig(
         task=TaskConfig(task="cmrc2018", data_dir=str(data), predict=True),
         source=ModelSourceConfig(pretrained_checkpoint=str(checkpoint), output_dir=str(folder)),
-        tuning=TuningConfig(epochs=1, global_batch_size=47, micro_batch_size=6, lr=5e-3, seq_length=31),
+        tuning=TuningConfig(epochs=1, global_batch_size=47, micro_batch_size=12, lr=5e-3, seq_length=31),
         reading=ReadingConfig(doc_stride=14),
     )
     config = dataclasses.replace(config, logging=dataclasses.replace(config.logging, log_interval=1))
