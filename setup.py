@@ -89,6 +89,7 @@ setup(
         "orjson>=3.10",
         "isal>=1.7",
         "jieba>=0.42",
+        "nltk>=3.9",
         'tomli>=2.0; python_version < "3.11"',
     ],
     extras_require={

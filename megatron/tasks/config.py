@@ -5,7 +5,7 @@ Names are Megatron-LM's where it has them.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.errors import raise_problems
@@ -30,8 +30,8 @@ class TaskConfig:
     """The task and its files."""
 
     task: str = ""
-    """tnews, afqmc, ocnli, cmnli, iflytek, csl, cluewsc2020; cluener2020, msra_ner, peopledaily_ner, weibo_ner,
-    resume_ner; or classification: one or two texts of your own files, or tagging: entities in your own files."""
+    """A task of CLUE or its like (docs/finetuning.md lists them all), or one of your own files: classification of one
+    or two texts, or tagging of entities."""
     data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
     train_file: tuple[str, ...] = ()
@@ -48,6 +48,8 @@ class TaskConfig:
     """classification: the one or two columns of text [default: all but the label's and id]."""
     label_column: str = "label"
     """classification: the column of the label."""
+    version_2_with_negative: bool = False
+    """squad: SQuAD 2.0, whose questions may have no answer; the same as --task squad2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +124,43 @@ class TuningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """Reading comprehension. Those without a value are the task's own."""
+
+    doc_stride: int | None = None
+    """Tokens from the start of a window over a long context to the start of the next [default: 128]."""
+    max_query_length: int | None = None
+    """Longest question in tokens; longer ones are cut [default: 64]."""
+    max_answer_length: int | None = None
+    """Longest answer in tokens [default: 50, of SQuAD 30]."""
+    n_best_size: int | None = None
+    """First and last tokens that are tried in a window [default: 20]."""
+    null_score_diff_threshold: float | None = None
+    """SQuAD 2.0: a question has no answer where that scores so much above the best span [default: 0]."""
+
+    def problems(self) -> list[str]:
+        """Violations of the rules, as messages."""
+        names = ("doc_stride", "max_query_length", "max_answer_length", "n_best_size")
+        return [
+            f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+
+    def given(self) -> dict[str, Any]:
+        """What was given on the command line."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tuning of an encoder on a task."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     source: ModelSourceConfig = field(default_factory=ModelSourceConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_interval=10))
@@ -141,7 +174,7 @@ class FinetuneConfig:
             "--output-dir FOLDER": self.source.output_dir,
         }
         found = [f"{flag} is required" for flag, value in required.items() if not value]
-        found += self.tuning.problems() + self.precision.problems()
+        found += self.tuning.problems() + self.reading.problems() + self.precision.problems()
         if self.source.from_scratch and self.source.eval_only:
             found.append("--eval-only needs trained weights, so it excludes --from-scratch")
         if self.source.eval_only and self.task.train_file:
@@ -153,6 +186,8 @@ class FinetuneConfig:
             for name, default in own.items():
                 if getattr(self.task, name) != default:
                     found.append(f"--{name.replace('_', '-')} is for --task classification, not {self.task.task}")
+        if self.task.version_2_with_negative and self.task.task.lower() not in ("squad", "squad2"):
+            found.append(f"--version-2-with-negative is for --task squad, not {self.task.task}")
         if self.logging.log_interval < 1:
             found.append("--log-interval must be at least 1")
         raise_problems(found)

@@ -45,7 +45,7 @@ class Encoded:
     there is none.
     examples: int64 [rows], the example that a row is of, None where every example is one row. places: int32 [all, 2],
     the characters of the example's text from where to where a token stands for, -1 for none; None where not needed.
-    masks, candidates: of the inputs of prompts, as in `TaskBatch`.
+    masks, candidates: of the inputs of prompts, as in `TaskBatch`. notes: what else to tell of the examples.
     """
 
     tokens: np.ndarray
@@ -60,6 +60,7 @@ class Encoded:
     places: np.ndarray | None = None
     masks: np.ndarray | None = None
     candidates: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_inputs(self) -> int:

@@ -20,7 +20,7 @@ from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig
 from megatron.tasks.evaluation import evaluate, predict, scores_line
-from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs
+from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs, with_reading
 from megatron.tasks.loop import train
 from megatron.tasks.model import TaskModel, build
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
@@ -54,7 +54,7 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
 def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, context: ParallelContext) -> None:
     saved = _saved_task(config, pretrained)
     with context.together():
-        task = open_task(config.task, files, saved)
+        task = with_reading(open_task(config.task, files, saved), config.reading)
         defaults = (
             task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
         )
@@ -137,6 +137,8 @@ def _summary(
     """What is about to happen."""
     lines = [f"task {task.name}: {task.kind.name}" + (f", {len(task.labels)} labels" if task.labels else "")]
     lines.append("hyper-parameters: " + ", ".join(f"{name}={value}" for name, value in to_dict(hyper).items()))
+    if task.reading is not None:
+        lines.append("reading: " + ", ".join(f"{name}={value}" for name, value in to_dict(task.reading).items()))
     lines += [inputs.describe() for inputs in (train_set, dev_set, *test_sets) if inputs is not None]
     if train_set is not None:
         lengths = train_set.encoded.lengths

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron.config import to_dict
 from megatron.errors import UserError
-from megatron.tasks.config import TaskConfig
+from megatron.tasks.config import ReadingConfig, TaskConfig
 from megatron.tasks.encode import Encoded
 from megatron.tasks.readers import find_file
 from megatron.tasks.table import find_task
@@ -43,6 +44,7 @@ class Inputs:
             f"{', '.join(map(str, self.paths))}: {len(self.examples)} examples"
             + (f" in {inputs} inputs" if inputs != len(self.examples) else "")
             + f", {len(self.encoded.tokens) / inputs:.1f} tokens on average, {self.encoded.truncated} cut to fit"
+            + "".join(f", {note}" for note in self.encoded.notes)
         )
 
 
@@ -51,7 +53,7 @@ def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
     folder = Path(config.data_dir)
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
-    task = find_task(config.task)
+    task = named_task(config)
 
     def find(kind: str, given: tuple[str, ...], official: Sequence[str]) -> tuple[Path, ...]:
         """All files of those given, or of the first of the official choices that is there."""
@@ -76,6 +78,11 @@ def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
     return TaskFiles(train=train, dev=dev, tests=tests)
 
 
+def named_task(config: TaskConfig) -> Task:
+    """The task of --task and --version-2-with-negative."""
+    return find_task("squad2" if config.version_2_with_negative else config.task)
+
+
 def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
     """The task, completed from a user's own files where it is one of such.
 
@@ -83,9 +90,14 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
 
     Raises `UserError` if the checkpoint was fine-tuned for something else, and for wrong columns and labels.
     """
-    task = find_task(config.task)
+    task = named_task(config)
     if saved is not None and saved["name"] != task.name:
         raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved['name']}")
+    if task.reading is not None and saved is not None:
+        known = {f.name for f in dataclasses.fields(task.reading)} & set(saved.get("reading", ()))
+        task = dataclasses.replace(
+            task, reading=dataclasses.replace(task.reading, **{name: saved["reading"][name] for name in known})
+        )
     if task.complete is None:
         return task
     if saved is not None:
@@ -93,6 +105,18 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
             raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
         config = dataclasses.replace(config, labels=tuple(saved["labels"]))
     return task.complete(task, (files.train or files.dev)[0], config)
+
+
+def with_reading(task: Task, config: ReadingConfig) -> Task:
+    """The task with the options of reading that were given. Raises `UserError` for those that it does not have."""
+    given = config.given()
+    if not given:
+        return task
+    if task.reading is None:
+        raise UserError(f"--{next(iter(given)).replace('_', '-')} is for reading comprehension, not {task.name}")
+    if "null_score_diff_threshold" in given and not task.reading.version_2_with_negative:
+        raise UserError(f"--null-score-diff-threshold is for squad2: every question of {task.name} has an answer")
+    return dataclasses.replace(task, reading=dataclasses.replace(task.reading, **given))
 
 
 def read_examples(task: Task, path: Path, split: Split) -> list[Any]:
@@ -113,4 +137,5 @@ def read_inputs(
 
 def description(task: Task, seq_length: int) -> dict[str, Any]:
     """What a fine-tuned checkpoint says about its task."""
-    return {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length}
+    reading = {} if task.reading is None else {"reading": to_dict(task.reading)}
+    return {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length, **reading}

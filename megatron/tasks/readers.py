@@ -18,15 +18,19 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a task file: its values by key or column, and where they stand."""
+    """One row of a task file: its values by key or column, and where they stand.
+
+    line: its number, or the place in a file that is one JSON value, `data[0].paragraphs[2]`.
+    """
 
     path: Path
-    line: int
+    line: int | str
     values: dict[str, Any]
 
     def error(self, message: str) -> UserError:
         """A `UserError` that names this row."""
-        return UserError(f"{self.path}, line {self.line}: {message}")
+        where = self.line if isinstance(self.line, str) else f"line {self.line}"
+        return UserError(f"{self.path}, {where}: {message}")
 
     def value(self, key: str) -> Any:
         """The value of a key. Raises `UserError` if it is missing."""
@@ -39,6 +43,10 @@ class Row:
         value = self.value(key)
         if not isinstance(value, str):
             raise self.error(f"{key!r} must be a string, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"{key!r} holds half a surrogate pair at character {error.start}") from None
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -55,7 +63,7 @@ class Row:
             raise self.error(
                 f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}"
             )
-        return value
+        return value if isinstance(value, int) else self.text(key)
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -28,6 +28,11 @@ def label_lines(examples: Sequence[TextExample], predictions: Sequence[Classifie
     return "".join(line + "\n" for line in lines)
 
 
+def json_object(values: dict[str, Any]) -> str:
+    """Values as one line of JSON, in their order."""
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
 def json_text(values: dict[str, Any]) -> str:
     """Values as readable JSON."""
     return json.dumps(values, ensure_ascii=False, indent=2) + "\n"

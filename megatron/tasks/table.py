@@ -6,10 +6,11 @@ import difflib
 
 from megatron.errors import UserError
 from megatron.tasks.clue import CLUE, OWN_TEXTS
+from megatron.tasks.reading import READING
 from megatron.tasks.tagging_tasks import TAGGING_TASKS
 from megatron.tasks.task import Task
 
-TASKS = (*CLUE, OWN_TEXTS, *TAGGING_TASKS)
+TASKS = (*CLUE, *READING, OWN_TEXTS, *TAGGING_TASKS)
 
 
 def find_task(name: str) -> Task:

@@ -58,6 +58,24 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How answers are looked for in contexts, in tokens. Names are those of BERT's `run_squad.py`.
+
+    doc_stride: from the start of a window over a long context to the start of the next. max_query_length: questions
+    are cut to it. n_best_size: first and last tokens that are tried in a window, and spans that are kept.
+    version_2_with_negative: questions may have no answer; they are held to have none where that scores more than
+    null_score_diff_threshold above the best span.
+    """
+
+    doc_stride: int = 128
+    max_query_length: int = 64
+    max_answer_length: int = 50
+    n_best_size: int = 20
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A task as a value.
 
@@ -69,6 +87,7 @@ class Task:
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
     other. test_files: names of test files and of the submission files that belong to them.
     complete(task, path, config): the task as a user's own first file and flags say, for a task of such files.
+    reading: of tasks whose answers are spans of a context.
     """
 
     name: str
@@ -82,4 +101,5 @@ class Task:
     dev_files: tuple[str, ...] = ("dev.json",)
     test_files: tuple[tuple[str, str], ...] = ()
     complete: Callable[[Task, Path, TaskConfig], Task] | None = None
+    reading: Reading | None = None
     defaults: Hyperparameters = field(default_factory=Hyperparameters)
