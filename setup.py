@@ -89,6 +89,7 @@ setup(
         "orjson>=3.10",
         "isal>=1.7",
         "jieba>=0.42",
+        "scipy>=1.13",
         'tomli>=2.0; python_version < "3.11"',
     ],
     extras_require={
@@ -105,7 +106,6 @@ setup(
             "hypothesis>=6.100",
             "scikit-learn>=1.5",
             "rjieba>=0.2",
-            "scipy>=1.13",
             "ruff>=0.9",
             "mypy>=1.15",
             "import-linter>=2.1",

@@ -5,10 +5,17 @@ from __future__ import annotations
 import difflib
 
 from megatron.errors import UserError
+from megatron.tasks.choice_tasks import CHOICE_TASKS
 from megatron.tasks.clue import CLUE, OWN_TEXTS
 from megatron.tasks.task import Task
+from megatron.tasks.text_tasks import TEXT_TASKS
 
-TASKS = (*CLUE, OWN_TEXTS)
+TASKS = (
+    *CLUE,
+    *TEXT_TASKS,
+    *CHOICE_TASKS,
+    OWN_TEXTS,
+)
 
 
 def find_task(name: str) -> Task:
