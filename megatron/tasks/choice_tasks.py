@@ -39,12 +39,12 @@ def read_c3(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
     del task
     examples: list[ChoiceExample] = []
     for number, (line, document) in enumerate(read_array(path), start=1):
-        where = Row(path, line, {}, f"document {number}")
+        where = f"line {line}, document {number}"
         if not isinstance(document, list) or len(document) < 2 or not isinstance(document[1], list):
-            raise where.error("not a list of lines, questions and an id")
-        context = "".join(Row(path, line, {"lines": document[0]}, where.part).texts("lines"))
+            raise UserError(f"{path}, {where}: not a list of lines, questions and an id")
+        context = "".join(Row(path, where, {"lines": document[0]}).texts("lines"))
         for place, values in enumerate(document[1], start=1):
-            row = Row(path, line, values if isinstance(values, dict) else {}, f"{where.part}, question {place}")
+            row = Row(path, f"{where}, question {place}", values if isinstance(values, dict) else {})
             question, choices = row.text("question"), row.texts("choice")
             if not 2 <= len(choices) <= C3_CHOICES:
                 raise row.error(f"{len(choices)} choices; there must be 2 to {C3_CHOICES}")
@@ -127,7 +127,7 @@ def read_race(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
         name = str(row.code("id")) if "id" in row.values else row.path.stem
         levels = [level for level in ("middle", "high") if name.startswith(level) or row.path.parent.name == level]
         for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            part = Row(row.path, row.line, {"options": options[place]}, f"question {place + 1}")
+            part = Row(row.path, f"line {row.line}, question {place + 1}", {"options": options[place]})
             choices = part.texts("options")
             if len(choices) != len(RACE_LETTERS):
                 raise part.error(f"{len(choices)} options; there must be {len(RACE_LETTERS)}")

@@ -19,16 +19,19 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a task file: its values by key or column, and where they stand. part: of what is on that line."""
+    """One row of a task file: its values by key or column, and where they stand.
+
+    line: its number, or the place in a file that is one JSON value, `data[0].paragraphs[2]`.
+    """
 
     path: Path
-    line: int
+    line: int | str
     values: dict[str, Any]
-    part: str = ""
 
     def error(self, message: str) -> UserError:
         """A `UserError` that names this row."""
-        return UserError(f"{self.path}, line {self.line}{self.part and ', '}{self.part}: {message}")
+        where = self.line if isinstance(self.line, str) else f"line {self.line}"
+        return UserError(f"{self.path}, {where}: {message}")
 
     def value(self, key: str) -> Any:
         """The value of a key. Raises `UserError` if it is missing."""
@@ -41,6 +44,10 @@ class Row:
         value = self.value(key)
         if not isinstance(value, str):
             raise self.error(f"{key!r} must be a string, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"{key!r} holds half a surrogate pair at character {error.start}") from None
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -48,7 +55,7 @@ class Row:
         value = self.value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f"{key!r} must be a list of strings, not {json.dumps(value, ensure_ascii=False)[:80]}")
-        return value
+        return [Row(self.path, self.line, {key: item}).text(key) for item in value]
 
     def code(self, key: str) -> int | str:
         """The value of a key that must be a string or an integer (ids, label codes)."""
@@ -57,7 +64,7 @@ class Row:
             raise self.error(
                 f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}"
             )
-        return value
+        return value if isinstance(value, int) else self.text(key)
 
 
 def find_file(folder: Path, name: str) -> Path | None:

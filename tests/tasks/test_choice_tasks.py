@@ -94,6 +94,7 @@ def test_c3_files_are_read_together(tmp_path: Path) -> None:
         ('[[["文"], [{"question": "?", "choice": ["甲"], "answer": "甲"}]]]', "1 choices; there must be 2 to 4"),
         ('[[["文"], [{"question": "?", "choice": ["甲", "乙"], "answer": "丙"}]]]', "the answer '丙' is none of"),
         ('[[["文"], [{"question": "?", "choice": ["甲", "乙"]}]]]', "no key 'answer'"),
+        ('[[["\\ud800"], []]]', "line 1, document 1: 'lines' holds half a surrogate pair at character 0"),
         ('[[[1], [{"question": "?"}]]]', "line 1, document 1: 'lines' must be a list of strings"),
         ('[[["文"], []]\n,\n[["文"], [}', "line 3: not JSON"),
         ('[[["文"], []]', "line 1: not a JSON array"),

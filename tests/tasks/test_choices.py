@@ -233,20 +233,9 @@ def run(context: ParallelContext, config: FinetuneConfig) -> None:
     finetune(config, context)
 
 
-@pytest.mark.parametrize(
-    ("layout", "parallel"),
-    [
-        (Layout(pipeline=1, data=2, tensor=1), ParallelConfig()),
-        (
-            Layout(pipeline=2, data=1, tensor=2),
-            ParallelConfig(pipeline_model_parallel_size=2, tensor_model_parallel_size=2),
-        ),
-    ],
-    ids=["data 2", "tensor 2, pipeline 2"],
-)
-def test_layouts_change_nothing_but_rounding(
-    layout: Layout, parallel: ParallelConfig, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_layout_changes_nothing_but_rounding(checkpoint: Path, tmp_path: Path) -> None:
+    layout = Layout(pipeline=2, data=2, tensor=1)
+    parallel = ParallelConfig(pipeline_model_parallel_size=2)
     data = write_c3(tmp_path / "data", train=16)  # of 21 rows the last step has one: a rank has none
     config = configured("c3", data, checkpoint, tmp_path / "alone", epochs=1, global_batch_size=10, micro_batch_size=2)
     finetune(config, ParallelContext.single())
