@@ -90,6 +90,7 @@ setup(
         "isal>=1.7",
         "jieba>=0.42",
         "nltk>=3.9",
+        "scipy>=1.13",
         'tomli>=2.0; python_version < "3.11"',
     ],
     extras_require={
@@ -107,7 +108,6 @@ setup(
             "scikit-learn>=1.5",
             "seqeval>=1.2",
             "rjieba>=0.2",
-            "scipy>=1.13",
             "ruff>=0.9",
             "mypy>=1.15",
             "import-linter>=2.1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron.errors import UserError
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch, encode_texts
-from megatron.tasks.metrics import accuracy, majority_accuracy, softmax
+from megatron.tasks.metrics import accuracies, binary_f1, softmax
 from megatron.tasks.readers import Row, read_rows, shortened
 from megatron.tasks.task import Kind, Split, Task
 
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One or two texts, their class (None in test files), and the id in the file or the number of the row."""
+    """One or two texts, their class (None in test files), and the id in the file or the number of the row.
+
+    group: the part of the dev rows that it belongs to, where parts are scored, too.
+    """
 
     texts: tuple[str, ...]
     label: int | None
     id: int | str
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,20 @@ def columns(*keys: str) -> Callable[[Row], tuple[str, ...]]:
     return lambda row: tuple(row.text(key) for key in keys)
 
 
+def rows_of_any_file(path: Path, split: Split) -> Iterator[Row]:
+    """The rows of a file, read by its ending."""
+    del split
+    return read_rows(path)
+
+
 def text_reader(
     texts: Callable[[Row], tuple[str, ...]],
     *,
     label_key: str = "label",
     skipped_labels: frozenset[str] = frozenset(),
     test_ids: bool = True,
+    rows: Callable[[Path, Split], Iterator[Row]] = rows_of_any_file,
+    group: Callable[[Path], str] = lambda path: "",
 ) -> Callable[[Task, Path, Split], list[TextExample]]:
     """A reader of rows. texts: builds the segments. test_ids: every row of a test file must have an `id`.
 
@@ -61,7 +73,7 @@ def text_reader(
     def read(task: Task, path: Path, split: Split) -> list[TextExample]:
         index = {label: number for number, label in enumerate(task.labels)}
         examples: list[TextExample] = []
-        for number, row in enumerate(read_rows(path)):
+        for number, row in enumerate(rows(path, split)):
             label: int | None = None
             if split != "test":
                 name = str(row.code(label_key))
@@ -73,7 +85,7 @@ def text_reader(
                     )
                 label = index[name]
             has_id = split == "test" and (test_ids or "id" in row.values)
-            examples.append(TextExample(texts(row), label, row.code("id") if has_id else number))
+            examples.append(TextExample(texts(row), label, row.code("id") if has_id else number, group(path)))
         return examples
 
     return read
@@ -111,11 +123,24 @@ def own_columns(task: Task, file: Path, config: TaskConfig) -> Task:
 def accuracy_scores(
     task: Task, examples: Sequence[TextExample], predictions: Sequence[Classified]
 ) -> dict[str, float]:
-    """Accuracy, and what always answering the commonest label would score."""
+    """Accuracy, of groups too, and what always answering the commonest label would score."""
+    found, labels = classes(task, examples, predictions)
+    return accuracies(found, labels, [example.group for example in examples])
+
+
+def f1_scores(task: Task, examples: Sequence[TextExample], predictions: Sequence[Classified]) -> dict[str, float]:
+    """Accuracy, and F1 of the second of two labels."""
+    found, labels = classes(task, examples, predictions)
+    return {**accuracies(found, labels, [example.group for example in examples]), "f1": binary_f1(found, labels)}
+
+
+def classes(
+    task: Task, examples: Sequence[TextExample], predictions: Sequence[Classified]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes predicted and true, int64 [examples] each."""
     index = {label: number for number, label in enumerate(task.labels)}
-    labels = np.array([example.label for example in examples])
     found = np.array([index[prediction.label] for prediction in predictions])
-    return {"accuracy": accuracy(found, labels), "majority_accuracy": majority_accuracy(labels)}
+    return found, np.array([example.label for example in examples])
 
 
 def _encode(task: Task, examples: Sequence[TextExample], tokenizer: Tokenizer, seq_length: int) -> Encoded:

@@ -1,8 +1,9 @@
-"""Examples to token ids: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with token types 0 and 1."""
+"""Examples to token ids: [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with token types 0 and 1; B may be several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -128,52 +129,72 @@ def encode_texts(
     truncate: Literal["longest", "second"],
     row_inputs: int = 1,
 ) -> Encoded:
-    """Encode inputs of one or two texts to at most seq_length tokens each, special tokens included.
+    """Encode inputs of one or more texts; the rest as `pack_segments` says."""
 
-    labels: of the rows, each of which has `row_inputs` inputs. truncate: pairs that are too long lose tokens at the
-    end of the longer segment, one by one ("longest"; of equal ones the second, as BERT's own code does), or only of
-    the second segment while it has any ("second").
+    def segments() -> Iterator[list[list[int]]]:
+        for start in range(0, len(inputs), _CHUNK):
+            chunk = inputs[start : start + _CHUNK]
+            distinct = list({text: None for texts in chunk for text in texts})  # choices share their passage
+            ids = {text: ids for text, (ids, _) in zip(distinct, tokenizer.encode_batch(distinct), strict=True)}
+            yield from ([ids[text] for text in texts] for texts in chunk)
+
+    return pack_segments(
+        segments(), labels, tokenizer, seq_length=seq_length, truncate=truncate, row_inputs=row_inputs
+    )
+
+
+def pack_segments(
+    inputs: Iterable[Sequence[Sequence[int]]],
+    labels: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    seq_length: int,
+    truncate: Literal["longest", "second"],
+    row_inputs: int = 1,
+) -> Encoded:
+    """Inputs of one or more segments of token ids, with special tokens and cut to at most seq_length tokens each.
+
+    labels: of the rows, each of which has `row_inputs` inputs. truncate: inputs that are too long lose tokens at the
+    end of the longest segment, one by one ("longest"; of equal ones the last, as BERT's own code does), or only of
+    the second of two while it has any ("second"). Segments after the first are of token type 1.
     """
-    pieces: list[np.ndarray] = []
-    lengths = np.zeros(len(inputs) + 1, dtype=np.int64)
-    first_lengths = np.zeros(len(inputs), dtype=np.int64)
-    truncated = np.zeros(len(inputs), dtype=bool)
-    for start in range(0, len(inputs), _CHUNK):
-        chunk = inputs[start : start + _CHUNK]
-        ids = iter([ids for ids, _ in tokenizer.encode_batch([text for texts in chunk for text in texts])])
-        for number, texts in enumerate(chunk, start):
-            segments = [next(ids) for _ in texts]
-            sizes = [len(segment) for segment in segments]
-            kept = kept_lengths(sizes, seq_length - 1 - len(segments), truncate)
-            truncated[number] = kept != sizes
-            tokens = [tokenizer.cls_id]
-            for segment, size in zip(segments, kept, strict=True):
-                tokens += [*segment[:size], tokenizer.sep_id]
-            pieces.append(np.asarray(tokens, dtype=np.int32))
-            lengths[number + 1] = len(tokens)
-            first_lengths[number] = kept[0] + 2
+    tokens = array("i")
+    offsets, first_lengths, truncated = array("q", [0]), array("q"), bytearray()
+    for segments in inputs:
+        sizes = [len(segment) for segment in segments]
+        kept = kept_lengths(sizes, seq_length - 1 - len(segments), truncate)
+        tokens.append(tokenizer.cls_id)
+        for segment, size in zip(segments, kept, strict=True):
+            tokens.extend(segment[:size])
+            tokens.append(tokenizer.sep_id)
+        offsets.append(len(tokens))
+        first_lengths.append(kept[0] + 2)
+        truncated.append(kept != sizes)
     return Encoded(
-        tokens=np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32),
-        offsets=np.cumsum(lengths),
-        first_lengths=first_lengths,
+        tokens=np.array(tokens, dtype=np.int32),
+        offsets=np.array(offsets, dtype=np.int64),
+        first_lengths=np.array(first_lengths, dtype=np.int64),
         labels=np.asarray(labels, dtype=np.int64),
         pad_id=tokenizer.pad_id,
-        truncated=int(truncated.reshape(-1, row_inputs).any(axis=1).sum()),
+        truncated=int(np.array(truncated).reshape(-1, row_inputs).any(axis=1).sum()),
         row_inputs=row_inputs,
     )
 
 
 def kept_lengths(sizes: list[int], room: int, truncate: Literal["longest", "second"]) -> list[int]:
-    """How many tokens of each of one or two segments fit into `room` tokens together."""
+    """How many tokens of each segment fit into `room` tokens together."""
     if sum(sizes) <= room:
         return sizes
-    if len(sizes) == 1:
-        return [room]
-    first, second = sizes
-    if truncate == "second":
-        first = min(first, room)
-    elif second <= room // 2:
-        first = room - second
-    elif first > room - room // 2:
-        first = room - room // 2
-    return [first, room - first]
+    if truncate == "second" and len(sizes) == 2:
+        first = min(sizes[0], room)
+        return [first, room - first]
+    cap, left = 0, room
+    for size, others in zip(sorted(sizes), range(len(sizes), 0, -1), strict=True):
+        cap = left // others  # of each of those that are left
+        if size > cap:
+            break
+        left -= size
+    kept = [min(size, cap) for size in sizes]
+    for number in [number for number, size in enumerate(sizes) if size > cap][: room - sum(kept)]:
+        kept[number] += 1
+    return kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -13,6 +15,24 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 def majority_accuracy(labels: np.ndarray) -> float:
     """Accuracy of always predicting the commonest of the labels, int [n], n > 0."""
     return float(np.bincount(labels).max() / len(labels))
+
+
+def accuracies(predictions: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    """Accuracy, what always answering the commonest label would score, and the accuracy of each group that has a name.
+
+    predictions, labels: int [n], n > 0; groups: n names, "" for none.
+    """
+    found = {"accuracy": accuracy(predictions, labels), "majority_accuracy": majority_accuracy(labels)}
+    names = np.array(groups)
+    for name in sorted(set(groups) - {""}):
+        found[f"accuracy_{name}"] = accuracy(predictions[names == name], labels[names == name])
+    return found
+
+
+def binary_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of class 1: 2 true positives / (predicted + real); int [n] of 0 and 1. 0 where there are neither."""
+    right = int(((predictions == 1) & (labels == 1)).sum())
+    return 2 * right / max(int((predictions == 1).sum() + (labels == 1).sum()), 1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Row:
         value = self.value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f"{key!r} must be a list of strings, not {json.dumps(value, ensure_ascii=False)[:80]}")
-        return value
+        return [Row(self.path, self.line, {key: item}).text(key) for item in value]
 
     def code(self, key: str) -> int | str:
         """The value of a key that must be a string or an integer (ids, label codes)."""
@@ -67,9 +68,9 @@ class Row:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """A file of a folder, itself or compressed (`.gz`), if it is there."""
+    """A file (or a folder of files) of a folder, itself or compressed (`.gz`), if it is there."""
     candidates = [folder / (name + ending) for ending in ("", ".gz")]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if path.exists()), None)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -80,7 +81,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".tsv":
-        return _table(path, ((number, line.split("\t")) for number, line in _lines(path) if line.strip()))
+        return read_table(path)
     if kind == ".csv":
         return _table(path, _csv_cells(path))
     return _json_lines(path)
@@ -89,6 +90,42 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file that is neither a table nor JSON, numbered from 1; of `.gz`, too."""
     return _lines(path)
+
+
+def read_table(path: Path, *, columns: tuple[str, ...] = (), skip_short: bool = False) -> Iterator[Row]:
+    """The rows of tab-separated columns; quotes are characters like others.
+
+    columns: names of the columns of a file without a header line, one whose first line has none of these names; the
+    last ones may be absent. skip_short: leave out rows with fewer columns than there are names.
+    """
+    cells = ((number, line.split("\t")) for number, line in _lines(path) if line.strip())
+    return _table(path, cells, columns, skip_short=skip_short)
+
+
+def read_array(path: Path) -> Iterator[tuple[int, Any]]:
+    """The line on which it begins and the value of each element of the one JSON array that a file holds."""
+    text = "\n".join(line for _, line in _lines(path))
+    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+
+    def skip(place: int) -> int:
+        return space.match(text, place).end()  # type: ignore[union-attr]
+
+    line, counted, place, mark = 1, 0, skip(0), "["
+    while text[place : place + 1] == mark:
+        place = skip(place + 1)
+        line, counted = line + text.count("\n", counted, place), place
+        if mark == "[" and text[place : place + 1] == "]":
+            break
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {line}: not JSON ({error})") from None
+        yield line, value
+        place, mark = skip(place), ","
+    if text[place : place + 1] != "]" or skip(place + 1) != len(text):
+        raise UserError(f"{path}, line {line + text.count(chr(10), counted, place)}: not a JSON array")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -144,17 +181,29 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}, line {consumed}: not CSV ({error})") from None
 
 
-def _table(path: Path, cells: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+def _table(
+    path: Path,
+    cells: Iterator[tuple[int, list[str]]],
+    columns: tuple[str, ...] = (),
+    *,
+    skip_short: bool = False,
+) -> Iterator[Row]:
     header: list[str] | None = None
+    headless = False
     for number, row in cells:
         if header is None:
-            header = row
+            headless = bool(columns) and not set(columns) & set(row)
+            header = list(columns[: len(row)]) if headless else row
             if len(set(header)) < len(header):
                 raise UserError(f"{path}, line {number}: a column name occurs twice in the header {header}")
-        elif len(row) != len(header):
-            raise UserError(f"{path}, line {number}: {len(row)} columns, but the header names {len(header)}")
-        else:
-            yield Row(path, number, dict(zip(header, row, strict=True)))
+            if not headless:
+                continue
+        if skip_short and len(row) < len(header):
+            continue
+        if len(row) != len(header):
+            named = f"there should be {len(header)}" if headless else f"the header names {len(header)}"
+            raise UserError(f"{path}, line {number}: {len(row)} columns, but {named}")
+        yield Row(path, number, dict(zip(header, row, strict=True)))
 
 
 def shortened(labels: Sequence[str]) -> str:

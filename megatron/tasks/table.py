@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 
 from megatron.errors import UserError
+from megatron.tasks.choice_tasks import CHOICE_TASKS
 from megatron.tasks.clue import CLUE, OWN_TEXTS
 from megatron.tasks.reading import READING
 from megatron.tasks.tagging_tasks import TAGGING_TASKS
 from megatron.tasks.task import Task
+from megatron.tasks.text_tasks import TEXT_TASKS
 
-TASKS = (*CLUE, *READING, OWN_TEXTS, *TAGGING_TASKS)
+TASKS = (*CLUE, *TEXT_TASKS, *READING, *CHOICE_TASKS, *TAGGING_TASKS, OWN_TEXTS)
 
 
 def find_task(name: str) -> Task:

@@ -73,6 +73,23 @@ def test_longest_first_is_berts_loop(first: int, second: int, room: int) -> None
     assert kept_lengths([first, second], room, "longest") == expected
 
 
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=4), st.integers(0, 60))
+def test_of_several_segments_the_longest_loses_first(sizes: list[int], room: int) -> None:
+    expected = list(sizes)
+    while sum(expected) > room:
+        longest = max(range(len(expected)), key=lambda number: (expected[number], number))
+        expected[longest] -= 1
+    assert kept_lengths(sizes, room, "longest") == expected
+
+
+def test_three_segments() -> None:
+    encoded = encode(("abcdef", "ghi", "j"), ("a", "b", "c"), seq_length=11)
+    batch = encoded.batch(np.array([0, 1]))
+    assert batch.tokens.tolist() == [ids("^abc$ghi$j$"), ids("^a$b$c$____")]
+    assert batch.token_types.tolist() == [[0] * 5 + [1] * 6, [0] * 3 + [1] * 4 + [0] * 4]
+    assert encoded.truncated == 1
+
+
 @given(st.lists(st.tuples(st.text("abc", max_size=9), st.text("xyz", max_size=9)), min_size=1, max_size=20))
 def test_batches_hold_the_rows_asked_for(pairs: list[tuple[str, str]]) -> None:
     encoded = encode(*pairs)

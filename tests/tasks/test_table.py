@@ -9,6 +9,8 @@ from megatron.tasks.clue import CLUE
 from megatron.tasks.table import find_task
 
 LABEL_COUNTS = {"afqmc": 2, "tnews": 15, "iflytek": 119, "cmnli": 3, "ocnli": 3, "cluewsc2020": 2, "csl": 2}
+OTHERS = {"chnsenticorp": 2, "lcqmc": 2, "bq": 2, "xnli": 3, "mnli": 3, "qqp": 2}
+CHOICES = ("c3", "chid", "race")
 SUBMISSIONS = {
     "afqmc": {"test.json": "afqmc_predict.json"},
     "tnews": {"test.json": "tnews11_predict.json", "test1.0.json": "tnews10_predict.json"},
@@ -26,10 +28,29 @@ def test_labels_and_submission_names_are_clues() -> None:
     assert not {"105", "111"} & set(find_task("tnews").labels)
 
 
+def test_heads_are_as_wide_as_label_sets() -> None:
+    for name, count in (LABEL_COUNTS | OTHERS).items():
+        task = find_task(name)
+        assert len(set(task.labels)) == task.kind.num_outputs(task) == count
+    for name in CHOICES:
+        task = find_task(name)
+        assert (task.labels, task.kind.num_outputs(task)) == ((), 1)
+
+
+def test_submission_names_of_choices_and_glue() -> None:
+    names = {"test1.1.json": "chid11_predict.json", "test1.0.json": "chid10_predict.json"}
+    assert dict(find_task("chid").test_files) == names
+    names = {"test1.1.json": "c311_predict.json", "test1.0.json": "c310_predict.json"}
+    assert dict(find_task("c3").test_files) == names
+    names = {"test_matched.tsv": "MNLI-m.tsv", "test_mismatched.tsv": "MNLI-mm.tsv"}
+    assert dict(find_task("mnli").test_files) == names
+    assert dict(find_task("qqp").test_files) == {"test.tsv": "QQP.tsv"}
+
+
 def test_names_are_found_in_upper_case_and_unknown_ones_get_a_suggestion() -> None:
     assert find_task("TNEWS") is find_task("tnews")
     with pytest.raises(UserError) as error:
         find_task("ocnil")
     assert "--task ocnil" in str(error.value)
     assert "did you mean ocnli?" in str(error.value)
-    assert all(name in str(error.value) for name in [*LABEL_COUNTS, "classification"])
+    assert all(name in str(error.value) for name in [*LABEL_COUNTS, *OTHERS, *CHOICES, "classification"])
