@@ -72,10 +72,20 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".tsv":
-        return _table(path, ((number, line.split("\t")) for number, line in _lines(path) if line.strip()))
+        return read_table(path)
     if kind == ".csv":
         return _table(path, _csv_cells(path))
     return _json_lines(path)
+
+
+def read_table(path: Path, *, columns: tuple[str, ...] = ()) -> Iterator[Row]:
+    """The rows of tab-separated columns; quotes are characters like others.
+
+    columns: names of the columns of a file without a header line, one whose first line has none of these names; the
+    last ones may be absent.
+    """
+    cells = ((number, line.split("\t")) for number, line in _lines(path) if line.strip())
+    return _table(path, cells, columns)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -131,17 +141,20 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}, line {consumed}: not CSV ({error})") from None
 
 
-def _table(path: Path, cells: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+def _table(path: Path, cells: Iterator[tuple[int, list[str]]], columns: tuple[str, ...] = ()) -> Iterator[Row]:
     header: list[str] | None = None
     for number, row in cells:
         if header is None:
-            header = row
+            headless = bool(columns) and not set(columns) & set(row)
+            header = list(columns[: len(row)]) if headless else row
             if len(set(header)) < len(header):
                 raise UserError(f"{path}, line {number}: a column name occurs twice in the header {header}")
-        elif len(row) != len(header):
-            raise UserError(f"{path}, line {number}: {len(row)} columns, but the header names {len(header)}")
-        else:
-            yield Row(path, number, dict(zip(header, row, strict=True)))
+            if not headless:
+                continue
+        if len(row) != len(header):
+            named = "the columns are" if header == list(columns[: len(header)]) else "the header names"
+            raise UserError(f"{path}, line {number}: {len(row)} columns, but {named} {len(header)}")
+        yield Row(path, number, dict(zip(header, row, strict=True)))
 
 
 def shortened(labels: Sequence[str]) -> str:

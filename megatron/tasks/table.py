@@ -6,9 +6,11 @@ import difflib
 
 from megatron.errors import UserError
 from megatron.tasks.clue import CLUE, OWN_TEXTS
+from megatron.tasks.fewclue import FEWCLUE
+from megatron.tasks.pairs import PAIRS
 from megatron.tasks.task import Task
 
-TASKS = (*CLUE, OWN_TEXTS)
+TASKS = (*CLUE, *FEWCLUE, PAIRS, OWN_TEXTS)
 
 
 def find_task(name: str) -> Task:
