@@ -65,7 +65,7 @@ def _encode(
     """[CLS], the pattern with its texts, [SEP], all of type 0, of at most seq_length tokens.
 
     Texts are cut as `kept_lengths` says, the pattern never: a text before the blanks loses its beginning, one after
-    them its end, so that what is nearest to them stays. Raises `UserError` where the pattern alone is too long.
+    them its end, so that what is nearest to them stays. Raises `UserError` where it leaves no room for texts.
     """
     pattern = _prompt(task).pattern
     pieces = [piece for piece in re.split(r"(\[MASK\]|\{[01]\})", pattern) if piece]
@@ -73,10 +73,10 @@ def _encode(
     fixed = {index: tokenizer.encode(piece) for index, piece in enumerate(pieces) if index not in texts_at}
     blanks = pieces.count(BLANK)
     room = seq_length - 2 - sum(len(ids) for ids in fixed.values())
-    if room < 0:
+    if room < 1:
         raise UserError(
-            f"--seq-length {seq_length}: the pattern {pattern} of {task.name} alone has {seq_length - room} tokens; "
-            f"give a greater length"
+            f"--seq-length {seq_length} leaves no room for texts: the pattern {pattern} of {task.name} alone has "
+            f"{seq_length - room} tokens; give a greater length"
         )
     ids = iter([ids for ids, _ in tokenizer.encode_batch([text for e in examples for text in e.texts])])
     inputs: list[list[int]] = []

@@ -93,7 +93,7 @@ def test_pattern_of_two_texts(tokenizer: Tokenizer) -> None:
 def test_blanks_and_pattern_survive_truncation(tokenizer: Tokenizer, truncate: str) -> None:
     task = prompted(f"{{0}}说{MASK}{MASK}：{{1}}", ("天地", "山水", "天水"), truncate=truncate)
     first, second = CHARACTERS[:12], CHARACTERS[12:] * 2
-    for length in range(8, 40):
+    for length in range(7, 40):
         encoded = PROMPTS.encode(task, examples((first, second)), tokenizer, length)
         (text,) = shown(encoded, tokenizer)
         assert encoded.lengths[0] == min(length, 6 + len(first) + len(second))
@@ -107,8 +107,8 @@ def test_blanks_and_pattern_survive_truncation(tokenizer: Tokenizer, truncate: s
             assert len(before) == min(len(first), length - 6)
         elif len(before) < len(first) and len(after) < len(second):
             assert abs(len(before) - len(after)) <= 1
-    with pytest.raises(UserError, match="--seq-length 5: the pattern .* of made-up alone has 6 tokens"):
-        PROMPTS.encode(task, examples((first, second)), tokenizer, 5)
+    with pytest.raises(UserError, match="--seq-length 6 leaves no room for texts: the pattern .* alone has 6 tokens"):
+        PROMPTS.encode(task, examples((first, second)), tokenizer, 6)
 
 
 @pytest.mark.parametrize(
