@@ -38,7 +38,12 @@ def keywords_and_abstract(row: Row) -> tuple[str, ...]:
 
 
 def marked_pronoun(row: Row) -> tuple[str, ...]:
-    """The segment of CLUEWSC2020: the text with `_` around the noun and `[ ]` around the pronoun.
+    """The segment of CLUEWSC2020: the text with `_` around the noun and `[ ]` around the pronoun."""
+    return (marked_spans(row, ("_", "_"), ("[", "]")),)
+
+
+def marked_spans(row: Row, *around: tuple[str, str]) -> str:
+    """The text of a row of CLUEWSC2020 with marks before and after its spans, the noun and the pronoun.
 
     Indices count code points. The later mark goes in first, so that it does not move the earlier index; the pronoun
     may stand before the noun (it does in some rows of test 1.1).
@@ -48,14 +53,14 @@ def marked_pronoun(row: Row) -> tuple[str, ...]:
         raise row.error("'target' must be an object")
     spans = Row(row.path, row.line, target)
     marks = []
-    for number, left, right in ((1, "_", "_"), (2, "[", "]")):
+    for number, (left, right) in enumerate(around, start=1):
         span, start = spans.text(f"span{number}_text"), spans.value(f"span{number}_index")
         if not isinstance(start, int) or start < 0 or text[start : start + len(span)] != span:
             raise row.error(f"span{number}_text {span!r} does not stand at span{number}_index {start!r} of the text")
         marks.append((start, left + span + right, len(span)))
     for start, marked, length in sorted(marks, reverse=True):
         text = text[:start] + marked + text[start + length :]
-    return (text,)
+    return text
 
 
 _ENDINGS = ("tsv", "csv", "jsonl", "json")

@@ -34,6 +34,12 @@ class TaskConfig:
     or two texts, or tagging of entities."""
     data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""
+    split: Literal["0", "1", "2", "3", "4", "few_all"] | None = None
+    """FewCLUE: train_SPLIT.json and dev_SPLIT.json in --data-dir [default: 0]."""
+    prompt: bool = False
+    """FewCLUE: fine-tune the masked-word head to fill the blanks of the task's pattern, instead of a new head."""
+    zero_shot: bool = False
+    """FewCLUE, ZeroCLUE: evaluate and predict by the task's pattern without any training."""
     train_file: tuple[str, ...] = ()
     """Training files of other names, in --data-dir or with their paths."""
     dev_file: tuple[str, ...] = ()
@@ -177,8 +183,13 @@ class FinetuneConfig:
         found += self.tuning.problems() + self.reading.problems() + self.precision.problems()
         if self.source.from_scratch and self.source.eval_only:
             found.append("--eval-only needs trained weights, so it excludes --from-scratch")
-        if self.source.eval_only and self.task.train_file:
-            found.append("--eval-only reads no --train-file")
+        untrained = "--eval-only" if self.source.eval_only else "--zero-shot" if self.task.zero_shot else ""
+        if untrained and self.task.train_file:
+            found.append(f"{untrained} reads no --train-file")
+        if self.source.eval_only and self.task.zero_shot:
+            found.append("--zero-shot is for a pre-trained checkpoint, so it excludes --eval-only")
+        if self.task.split is not None and (self.task.train_file or self.task.dev_file):
+            found.append("--split names the training and dev files, so it excludes --train-file and --dev-file")
         if self.task.test_file and not self.task.predict:
             found.append("--test-file needs --predict")
         if self.task.task.lower() != OWN_TEXTS.name:

@@ -40,7 +40,7 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
         raise UserError("--fp16 needs a CUDA device; on a CPU use --bf16 or fp32")
     output = Path(config.source.output_dir)
     with context.together():
-        files = find_files(config.task, eval_only=config.source.eval_only)
+        files = find_files(config.task, trained=not (config.source.eval_only or config.task.zero_shot))
     check_writable(output, context, flag="--output-dir")
     converted = output / ".pretrained"
     try:
@@ -64,9 +64,10 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
         train_set = read_inputs(task, files.train, "train", tokenizer, length) if files.train else None
         dev_set = read_inputs(task, files.dev, "dev", tokenizer, length)
+        scored_sets = [read_inputs(task, (path,), "dev", tokenizer, length) for path in files.scored]
         test_sets = [read_inputs(task, (path,), "test", tokenizer, length) for path in files.tests]
         recorder = _open_records(config, context)
-    for line in _summary(config, task, hyper, train_set, dev_set, test_sets):
+    for line in _summary(config, task, hyper, train_set, (dev_set, *scored_sets, *test_sets)):
         recorder.say(line)
     run = Run(
         config=config,
@@ -86,6 +87,12 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         found = train(run, train_set.encoded, dev_set)
     recorder.say(f"dev: {scores_line(found)}")
     _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **found}))
+    for scored_set in scored_sets:
+        (scored_file,) = scored_set.paths
+        found = evaluate(run, scored_set)
+        stem = scored_file.name.split(".")[0]
+        recorder.say(f"{stem}: {scores_line(found)}")
+        _write(run, run.output / f"{stem}_metrics.json", json_text({"task": task.name, **found}))
     for test_set in test_sets:
         (test_file,) = test_set.paths
         outputs, _ = predict(run, test_set.encoded)
@@ -131,15 +138,16 @@ def _summary(
     task: Task,
     hyper: Hyperparameters,
     train_set: Inputs | None,
-    dev_set: Inputs,
-    test_sets: list[Inputs],
+    others: tuple[Inputs, ...],
 ) -> list[str]:
     """What is about to happen."""
     lines = [f"task {task.name}: {task.kind.name}" + (f", {len(task.labels)} labels" if task.labels else "")]
     lines.append("hyper-parameters: " + ", ".join(f"{name}={value}" for name, value in to_dict(hyper).items()))
     if task.reading is not None:
         lines.append("reading: " + ", ".join(f"{name}={value}" for name, value in to_dict(task.reading).items()))
-    lines += [inputs.describe() for inputs in (train_set, dev_set, *test_sets) if inputs is not None]
+    if task.kind.head == "masked" and task.prompt is not None:
+        lines.append(f"pattern: {task.prompt.pattern}")
+    lines += [inputs.describe() for inputs in (train_set, *others) if inputs is not None]
     if train_set is not None:
         lengths = train_set.encoded.lengths
         batches = training_batches(lengths, batch_size=hyper.global_batch_size, seed=config.tuning.seed, epoch=0)

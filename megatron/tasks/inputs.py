@@ -12,6 +12,7 @@ from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
 from megatron.tasks.encode import Encoded
+from megatron.tasks.prompts import PROMPTS, prompt_description, with_prompt
 from megatron.tasks.readers import find_file
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Split, Task
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFiles:
-    """The files a run reads. train is empty where nothing is trained, tests where nothing is predicted."""
+    """The files a run reads. train is empty where nothing is trained, tests where nothing is predicted.
+
+    scored: test files with labels.
+    """
 
     train: tuple[Path, ...]
     dev: tuple[Path, ...]
+    scored: tuple[Path, ...]
     tests: tuple[Path, ...]
 
 
@@ -48,8 +53,11 @@ class Inputs:
         )
 
 
-def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
-    """The files of a task in --data-dir. Raises `UserError` that names what was looked for and what is there."""
+def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
+    """The files of a task in --data-dir; trained: whether by this run.
+
+    Raises `UserError` that names what was looked for and what is there.
+    """
     folder = Path(config.data_dir)
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
@@ -67,15 +75,19 @@ def find_files(config: TaskConfig, *, eval_only: bool) -> TaskFiles:
             f"--data-dir {folder} holds no {wanted} (or .gz); there is {there}; --{kind}-file names another"
         )
 
-    train = () if eval_only else find("train", config.train_file, task.train_files)
-    dev = find("dev", config.dev_file, task.dev_files)
+    def named(kind: str, given: tuple[str, ...]) -> tuple[str, ...]:
+        return given if config.split is None else (f"{kind}_{config.split}.json",)
+
+    train = find("train", named("train", config.train_file), task.train_files) if trained else ()
+    dev = find("dev", named("dev", config.dev_file), task.dev_files)
+    scored = tuple(path for name in task.scored_files if (path := find_file(folder, name)))
     tests: tuple[Path, ...] = ()
     if config.predict:
         official = [name for name, _ in task.test_files]
         given = () if config.test_file is None else (config.test_file,)
         found = [] if given else [find_file(folder, name) for name in official]
         tests = tuple(path for path in found if path is not None) or find("test", given, official)
-    return TaskFiles(train=train, dev=dev, tests=tests)
+    return TaskFiles(train=train, dev=dev, scored=scored, tests=tests)
 
 
 def named_task(config: TaskConfig) -> Task:
@@ -84,7 +96,7 @@ def named_task(config: TaskConfig) -> Task:
 
 
 def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
-    """The task, completed from a user's own files where it is one of such.
+    """The task, by its prompt where the flags or `saved` say so, completed from a user's own files where it is of such.
 
     saved: the description in a fine-tuned checkpoint that is to be evaluated.
 
@@ -98,6 +110,13 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
         task = dataclasses.replace(
             task, reading=dataclasses.replace(task.reading, **{name: saved["reading"][name] for name in known})
         )
+    prompt = None if saved is None else saved.get("prompt")
+    if saved is not None and config.prompt and prompt is None:
+        raise UserError("--prompt: the checkpoint was fine-tuned without")
+    if config.prompt or config.zero_shot or prompt is not None:
+        return with_prompt(task, prompt)
+    if task.kind is PROMPTS:
+        raise UserError(f"--task {config.task} is done by its pattern: give --prompt or --zero-shot")
     if task.complete is None:
         return task
     if saved is not None:
@@ -137,5 +156,9 @@ def read_inputs(
 
 def description(task: Task, seq_length: int) -> dict[str, Any]:
     """What a fine-tuned checkpoint says about its task."""
-    reading = {} if task.reading is None else {"reading": to_dict(task.reading)}
-    return {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length, **reading}
+    found = {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length}
+    if task.reading is not None:
+        found["reading"] = to_dict(task.reading)
+    if task.kind is PROMPTS:
+        found["prompt"] = prompt_description(task)
+    return found

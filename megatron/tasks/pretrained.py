@@ -77,7 +77,8 @@ def load_weights(
     """Copy the checkpoint's weights into the parts of a task model, before its optimizer exists.
 
     fine_tuned: the head of the task must be there; otherwise the head (and a pooler that the checkpoint lacks) keep
-    their initial values. Returns the names that were not in the checkpoint.
+    their initial values. Returns the names that were not in the checkpoint. Raises `UserError` on all ranks if the
+    head of masked words is wanted and not there.
     """
     named = [item for chunk in chunks for item in chunk.named_parameters()]
     new = [] if fine_tuned else [name for name, _ in named if name.startswith("task_head.")]
@@ -87,9 +88,14 @@ def load_weights(
         "model",
         parameter_pieces(named),
         context=context,
-        may_lack=() if fine_tuned else ("pooler.",),
+        may_lack=() if fine_tuned else ("pooler.", "lm_head."),
         may_hold=("lm_head.", "binary_head.", "task_head.", "pooler."),
     )
+    if any(name.startswith("lm_head.") for name in lacking):
+        raise UserError(
+            f"{pretrained.folder} has no masked-language-model head, which fills the blanks of patterns; "
+            f"for --prompt and --zero-shot give a pre-trained checkpoint that has one"
+        )
     return (*lacking, *new)
 
 

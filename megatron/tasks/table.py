@@ -7,12 +7,14 @@ import difflib
 from megatron.errors import UserError
 from megatron.tasks.choice_tasks import CHOICE_TASKS
 from megatron.tasks.clue import CLUE, OWN_TEXTS
+from megatron.tasks.fewclue import FEWCLUE
+from megatron.tasks.pairs import PAIRS
 from megatron.tasks.reading import READING
 from megatron.tasks.tagging_tasks import TAGGING_TASKS
 from megatron.tasks.task import Task
 from megatron.tasks.text_tasks import TEXT_TASKS
 
-TASKS = (*CLUE, *TEXT_TASKS, *READING, *CHOICE_TASKS, *TAGGING_TASKS, OWN_TEXTS)
+TASKS = (*CLUE, *TEXT_TASKS, *READING, *CHOICE_TASKS, *TAGGING_TASKS, *FEWCLUE, PAIRS, OWN_TEXTS)
 
 
 def find_task(name: str) -> Task:

@@ -76,6 +76,22 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """How the examples of a task are put as texts with blanks, and what each label puts there.
+
+    After PET (Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676).
+    pattern: {0} and {1} stand for the texts of an example, [MASK] for a blank of one token. words: that of each label,
+    with as many tokens as there are blanks; none where every example brings its own candidates. read: as the task's,
+    where the pattern wants other texts. defaults: in place of the task's.
+    """
+
+    pattern: str
+    words: tuple[str, ...] = ()
+    read: Callable[[Task, Path, Split], list[Any]] | None = None
+    defaults: Hyperparameters = field(default_factory=Hyperparameters)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A task as a value.
 
@@ -85,7 +101,9 @@ class Task:
     of. submission(examples, predictions): the text of a result file.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
-    other. test_files: names of test files and of the submission files that belong to them.
+    other. test_files: names of test files and of the submission files that belong to them. scored_files: names of test
+    files with labels, scored in the end where they are there.
+    prompt: how the task is done by filling blanks, where it can be.
     complete(task, path, config): the task as a user's own first file and flags say, for a task of such files.
     reading: of tasks whose answers are spans of a context.
     """
@@ -100,6 +118,8 @@ class Task:
     train_files: tuple[str, ...] = ("train.json",)
     dev_files: tuple[str, ...] = ("dev.json",)
     test_files: tuple[tuple[str, str], ...] = ()
+    scored_files: tuple[str, ...] = ()
+    prompt: Prompt | None = None
     complete: Callable[[Task, Path, TaskConfig], Task] | None = None
     reading: Reading | None = None
     defaults: Hyperparameters = field(default_factory=Hyperparameters)

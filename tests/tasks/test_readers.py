@@ -241,7 +241,7 @@ def test_unclosed_csv_quote_is_named(tmp_path: Path) -> None:
 )
 def test_real_files_are_read_whole(shared_data: Path, name: str, folder: str, train: int, dev: int) -> None:
     task = find_task(name)
-    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), eval_only=False)
+    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), trained=True)
     for split, paths, count in (("train", files.train, train), ("dev", files.dev, dev)):
         examples = [example for path in paths for example in read_examples(task, path, split)]  # type: ignore[arg-type]
         assert len(examples) == count

@@ -18,8 +18,11 @@ CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
 TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, "_", "[", "]", "0", "1")
 
 
-def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: str = "megatron-bert") -> Path:
-    """A checkpoint of random weights with 2 layers of width 32 and 64 positions."""
+def write_checkpoint(
+    folder: Path, *, binary_head: bool = True, architecture: str = "megatron-bert", characters: str = ""
+) -> Path:
+    """A checkpoint of random weights with 2 layers of width 32 and 64 positions. characters: more tokens."""
+    tokens = tuple(dict.fromkeys((*TOKENS, *characters)))
     config = ModelConfig(
         architecture=architecture,  # type: ignore[arg-type]
         num_layers=2,
@@ -27,7 +30,7 @@ def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: st
         num_attention_heads=4,
         ffn_hidden_size=64,
         max_position_embeddings=64,
-        vocab_size=32,
+        vocab_size=max(32, len(tokens)),
         init_method_std=0.1,
         bert_no_binary_head=not binary_head,
     )
@@ -42,7 +45,7 @@ def write_checkpoint(folder: Path, *, binary_head: bool = True, architecture: st
         files={
             "config.json": json_bytes({"model": to_dict(config), "data": {"tokenizer_type": "BertWordPieceCase"}}),
             "train_state.json": json_bytes({}),
-            "vocab.txt": "".join(token + "\n" for token in TOKENS).encode(),
+            "vocab.txt": "".join(token + "\n" for token in tokens).encode(),
         },
         context=context,
     )
