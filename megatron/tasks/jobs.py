@@ -189,7 +189,7 @@ def _start(job: Job, slot: Slot, script: Path) -> Running:
     """Start a job anew in its emptied folder, unless a process that holds its lock is at it."""
     folder = job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "ab") as lock:
+    with open(folder.with_name(f".{folder.name}.lock"), "a+b") as lock:
         holder = take_lock(lock.fileno())
         if holder:
             print(f"{job.name} is being run already ({holder}); waiting for it", flush=True)
@@ -216,7 +216,7 @@ def _ended(running: Running) -> bool:
     if running.process is not None:
         return running.process.poll() is not None
     folder = running.job.folder
-    with open(folder.with_name(f".{folder.name}.lock"), "ab") as lock:
+    with open(folder.with_name(f".{folder.name}.lock"), "a+b") as lock:
         return not take_lock(lock.fileno())
 
 

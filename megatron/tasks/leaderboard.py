@@ -35,7 +35,8 @@ class Scored:
     @property
     def scores(self) -> dict[str, float]:
         """The task's scores, in its order: the first is the one by which the best is chosen."""
-        return {name: value for name, value in self.metrics.items() if name != "task" and name not in NOT_SCORES}
+        names = [name for name, value in self.metrics.items() if isinstance(value, (int, float))]
+        return {name: self.metrics[name] for name in names if name not in NOT_SCORES}
 
     @property
     def metric(self) -> str:
