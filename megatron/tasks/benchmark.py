@@ -57,31 +57,29 @@ def run_benchmark(config: BenchmarkConfig, flags: Sequence[str], script: Path) -
     output = Path(config.output_dir)
 
     def finished(job: Job, metrics: dict[str, Any]) -> str:
-        of_task = finished_trials([trial for trial in trials if trial.task == job.config.task.task])
-        best = best_of(of_task)
-        if config.keep_checkpoints == "best":
-            drop_weights(of_task, best)
+        best = keep(config, [trial for trial in trials if trial.task == job.config.task.task])
         write_table(output, trials, absent, checkpoint)
         own = Scored(trial=best.trial, metrics=metrics)
         return f"{own.metric} {own.score:.4f} (best {best.score:.4f}, {best.trial.point})"
 
     for name in absent:
         print(f"left out: {name}, no folder of it in {config.data_dir}", flush=True)
+    write_table(output, trials, absent, checkpoint)  # so that a folder that cannot be written shows at once
     failures = run_jobs([trial.job for trial in trials], slots, script, finished)
     print(f"\n{write_table(output, trials, absent, checkpoint)}\n{output / 'results.md'}", flush=True)
-    if finished_trials(trials) and draw(rows_of(trials), output / "results.png"):
+    rows = rows_of(trials)
+    if rows and draw(rows, output / "results.png"):
         print(output / "results.png")
-    elif finished_trials(trials):
+    elif rows:
         print("no plot: matplotlib is not installed (the extra quickstart has it)")
+    best = [keep(config, [each.trial for each in row.trials]).trial for row in rows]
     if config.submission is not None:
-        best = [row.best.trial for row in rows_of(trials)]
-        predictions = [job for trial in best if (job := prediction(trial)) is not None]
-        for trial in best:
-            if trial.task not in [job.config.task.task for job in predictions]:
-                print(f"not in the submission: {trial.task}, no test file in {trial.job.config.task.data_dir}")
         # weights that an earlier, wider grid did not keep are made again
-        again = [dataclasses.replace(trial.job, results=(METRICS, BEST)) for trial in best]
-        failures += run_jobs(again, slots, script, finished)
+        again = [trial.job for trial in best if not (trial.job.folder / BEST).is_dir()]
+        if again:
+            again = [dataclasses.replace(job, results=(METRICS, BEST)) for job in again]
+            failures += run_jobs(again, slots, script, finished)
+        predictions = [job for trial in best if (job := prediction(trial)) is not None]
         failures += run_jobs(predictions, slots, script, lambda job, _: ", ".join(job.results[1:]))
         submit(config, board, [job for job in predictions if read_metrics(job) is not None])
     if failures:
@@ -135,14 +133,18 @@ def trials_of(
                 attention_dropout=point.dropout,
                 seed=seed,
             )
+            settings = dataclasses.replace(
+                base,
+                task=dataclasses.replace(task_config, data_dir=""),
+                source=dataclasses.replace(base.source, pretrained_checkpoint="", output_dir=""),
+                tuning=tuning,
+            )
+            # neither places nor the layout change a number
             identity = {
-                "task": to_dict(dataclasses.replace(task_config, data_dir="")),
-                "from_scratch": base.source.from_scratch,
+                **{name: value for name, value in to_dict(settings).items() if name not in ("parallel", "logging")},
+                "hyperparameters": to_dict(tuning.hyperparameters(task.defaults)),
                 "checkpoint": weights,
                 "data": data,
-                "hyperparameters": to_dict(tuning.hyperparameters(task.defaults)),
-                "tuning": to_dict(tuning),
-                "precision": to_dict(base.precision),
             }
             run = (
                 f"batch{point.global_batch_size}-lr{point.lr:g}-dropout{point.dropout:g}"
@@ -176,11 +178,14 @@ def rows_of(trials: Sequence[Trial]) -> list[Row]:
     return [row_of([each for each in scored if each.trial.task == name]) for name in names]
 
 
-def drop_weights(scored: Sequence[Scored], best: Scored) -> None:
-    """Remove the weights of all trials of a task but the best."""
+def keep(config: BenchmarkConfig, trials: Sequence[Trial]) -> Scored:
+    """The best of a task's finished trials, at least one; the weights of the others go, unless all are kept."""
+    scored = finished_trials(trials)
+    best = best_of(scored)
     for each in scored:
-        if each is not best:
+        if each is not best and config.keep_checkpoints == "best":
             shutil.rmtree(each.trial.job.folder / BEST, ignore_errors=True)
+    return best
 
 
 def write_table(output: Path, trials: Sequence[Trial], absent: Sequence[str], checkpoint: Path) -> str:
@@ -203,6 +208,7 @@ def prediction(trial: Trial) -> Job | None:
     task, data_dir = find_task(trial.task), Path(config.task.data_dir)
     tests = [path for name, _ in task.test_files if (path := find_file(data_dir, name)) is not None]
     if not tests:
+        print(f"not in the submission: {trial.task}, there is no test file of it in {data_dir}", flush=True)
         return None
     source = ModelSourceConfig(
         pretrained_checkpoint=str(folder / BEST), eval_only=True, output_dir=str(folder / "predictions")

@@ -45,7 +45,7 @@ class Scored:
     @property
     def majority(self) -> float | None:
         """What always giving the commonest answer would score, for tasks where that says something."""
-        return self.metrics.get(f"majority_{self.metric}")
+        return next((value for name, value in self.metrics.items() if name.startswith("majority_")), None)
 
     @property
     def score(self) -> float:

@@ -107,11 +107,10 @@ def test_the_archive_holds_the_best_runs_predictions(output: Path, inputs: list[
     with zipfile.ZipFile(output / "wrong.zip", "w") as archive:
         archive.writestr("tnews_predict.json", "")
         archive.writestr("afqmc_predict.json", "".join(f'{{"id": {5 * n % 20}, "label": "0"}}\n' for n in range(13)))
-    result = run("tools/run_clue.py", "--validate", output / "wrong.zip", *inputs[:2])
-    assert result.returncode == 2
-    assert "afqmc_predict.json, line 5: id 0 again, as in line 1" in result.stderr
-    assert "tnews_predict.json: not a name that clue1.1 reads" in result.stderr
-    assert "Traceback" not in result.stderr
+    with pytest.raises(UserError) as error:
+        benchmark("--validate", output / "wrong.zip", *inputs[:2])
+    assert "afqmc_predict.json, line 5: id 0 again, as in line 1" in str(error.value)
+    assert "tnews_predict.json: not a name that clue1.1 reads" in str(error.value)
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_table(output: Path, inputs: list[object], tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_the_tasks_write_what_the_boards_read() -> None:
         task, test = tasks[result.file]
         assert task.name == result.task
         assert test in result.test_files
-        if result.form in ("labels", "spans"):
+        if result.form == "labels":
             assert set(task.labels) == set(result.labels)
     assert len(FEWCLUE.results[1].labels) == 67
     assert {result.file for result in (*CLUE_11.results, *CLUE_10.results)} & set(tasks)
