@@ -15,7 +15,8 @@ from megatron.errors import UserError
 from megatron.tasks.boards import Board, Result, task_folder
 from megatron.tasks.questions import Question, find_test_file, read_questions
 
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 16 * 2**20
+MAX_LINES = 10**6
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -134,6 +135,8 @@ def _check_lines(
 ) -> list[Finding]:
     lines = text.split("\n")  # no other line end of Unicode ends a line
     lines = lines if lines[-1].strip() else lines[:-1]
+    if len(lines) > MAX_LINES:
+        return [Finding(name, None, f"more than {MAX_LINES} lines")]
     rows = list(_rows(name, lines, result))
     broken = [row for row in rows if isinstance(row, Finding)]
     if broken:
@@ -218,17 +221,21 @@ def _check_object(
         return [Finding(name, None, f"not one JSON object {{id: {what}}}: lines or a list are not read")]
     places = {question.id: question for question in questions or ()}
     seen: set[str] = set()
-    repeated, unknown, wrong = [], [], []
+    problems: dict[str, list[tuple[str, str]]] = {"repeated": [], "unknown": [], "wrong": []}
     for id_, value in pairs:
         message = _value_problem(value, result, places.get(id_))
         if id_ in seen:
-            repeated.append(Finding(name, _line_of(text, id_), f"{id_} a second time"))
+            problems["repeated"].append((id_, f"{id_} a second time"))
         elif questions is not None and id_ not in places:
-            unknown.append(Finding(name, _line_of(text, id_), f"{id_} is not an id of {source}"))
+            problems["unknown"].append((id_, f"{id_} is not an id of {source}"))
         elif message:
-            wrong.append(Finding(name, _line_of(text, id_), f"{id_}: {message}"))
+            problems["wrong"].append((id_, f"{id_}: {message}"))
         seen.add(id_)
-    findings = [finding for several in (repeated, unknown, wrong) for finding in _first_of(several)]
+    findings = [
+        Finding(name, _line_of(text, several[0][0]), several[0][1] + _and_more(several))
+        for several in problems.values()
+        if several
+    ]
     missing = [id_ for id_ in places if id_ not in seen]
     if missing:
         message = f"no answer to {len(missing)} of the {len(places)} ids of {source}, first {missing[0]}"
@@ -303,10 +310,11 @@ def _is_span(span: Any) -> bool:
 
 def _first_of(findings: Sequence[Finding]) -> list[Finding]:
     """One finding for several of a kind: the first, and how many more there are."""
-    if len(findings) < 2:
-        return list(findings)
-    first = findings[0]
-    return [Finding(first.file, first.line, f"{first.message} (and {len(findings) - 1} more like it)")]
+    return [Finding(each.file, each.line, each.message + _and_more(findings)) for each in findings[:1]]
+
+
+def _and_more(several: Sequence[object]) -> str:
+    return f" (and {len(several) - 1} more like it)" if len(several) > 1 else ""
 
 
 def _line_of(text: str, id_: str) -> int:

@@ -314,7 +314,7 @@ def test_hostile_archives(data: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name} is not a zip archive"):
             validate_archive(tmp_path / name, CLUE_11, data)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as target:
-        target.writestr("csl_predict.json", b" " * (65 * 2**20))
+        target.writestr("csl_predict.json", b" " * (17 * 2**20))
     (finding,) = validate_archive(tmp_path / "bomb.zip", CLUE_11, data).findings
     assert "csl_predict.json: larger than" in str(finding)
     right = archive(tmp_path / "cut.zip", {"csl_predict.json": written(answer_rows(BY_FILE["csl_predict.json"]))})
@@ -323,6 +323,8 @@ def test_hostile_archives(data: Path, tmp_path: Path) -> None:
     right.write_bytes(content)
     (finding,) = validate_archive(right, CLUE_11, data).findings
     assert "csl_predict.json: cannot be unpacked: Bad CRC-32" in str(finding)
+    many = "\n" * (2 * 10**6) + "x"
+    assert findings(tmp_path, {"csl_predict.json": many}, data) == ["csl_predict.json: more than 1000000 lines"]
     huge = lines([{"id": n, "label": "9" * 5000} for n in range(100, 110)])
     assert 'line 1: label "999' in findings(tmp_path, {"csl_predict.json": huge}, data)[0]
 
