@@ -91,7 +91,8 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
     if saved is not None:
         if config.labels and list(config.labels) != saved["labels"]:
             raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
-        config = dataclasses.replace(config, labels=tuple(saved["labels"]))
+        known = config.text_columns or tuple(saved.get("text_columns", ()))
+        config = dataclasses.replace(config, labels=tuple(saved["labels"]), text_columns=known)
     return task.complete(task, (files.train or files.dev)[0], config)
 
 
@@ -112,5 +113,37 @@ def read_inputs(
 
 
 def description(task: Task, seq_length: int) -> dict[str, Any]:
-    """What a fine-tuned checkpoint says about its task."""
-    return {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length}
+    """What a fine-tuned checkpoint says about its task: all that `described_task` needs to predict."""
+    return {
+        "name": task.name,
+        "head": task.kind.name,
+        "labels": list(task.labels),
+        "text_columns": list(task.text_columns),
+        "seq_length": seq_length,
+    }
+
+
+def described_task(saved: dict[str, Any], where: Path) -> tuple[Task, int]:
+    """The task of a description and the tokens of its longest input. where: the file it stands in, for messages.
+
+    Raises `UserError` if it is damaged, or of a task that is none of ours.
+    """
+
+    def strings(name: str) -> tuple[str, ...]:
+        values = saved.get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"{where}: {name} of the task must be a list of strings")
+        return tuple(values)
+
+    name, seq_length = saved.get("name"), saved.get("seq_length")
+    if not isinstance(name, str) or not isinstance(seq_length, int) or seq_length < 8:
+        raise UserError(f"{where}: the task lacks its name or its seq_length")
+    try:
+        task = find_task(name)
+    except UserError:
+        raise UserError(f"{where}: the task {name!r} is unknown here") from None
+    if saved.get("head") != task.kind.name:
+        raise UserError(f"{where}: the task {name} has a head for {task.kind.name}, not for {saved.get('head')!r}")
+    if task.complete is None:
+        return task, seq_length
+    return dataclasses.replace(task, labels=strings("labels"), text_columns=strings("text_columns")), seq_length
