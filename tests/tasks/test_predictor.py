@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from megatron.checkpoint import json_bytes, load_tensors, read_config, save_checkpoint
+from megatron.checkpoint import json_bytes, load_tensors, read_config, save_checkpoint, to_huggingface
 from megatron.config import model_from_dict
 from megatron.errors import UserError
 from megatron.model import BertForTask
@@ -185,6 +186,23 @@ def test_checkpoints_that_cannot_predict_are_named(best: Path, tmp_path: Path) -
         with pytest.raises(UserError) as error:
             load_predictor(folder)
         assert message in str(error.value)
+
+
+def test_the_exported_folder_predicts_alike(best: Path, predictor: Predictor, tmp_path: Path) -> None:
+    to_huggingface(best, tmp_path / "hub")
+    texts = ["天水火", "金木", "地"]
+    assert load_predictor(tmp_path / "hub", device="cpu", batch_size=7)(texts) == predictor(texts)
+
+
+def test_a_classifier_of_others_predicts_as_transformers_does(tmp_path: Path) -> None:
+    from tests.checkpoint.hub import hub_model, save_hub
+
+    folder = save_hub(hub_model("bert", "ForSequenceClassification"), tmp_path / "theirs")
+    texts = ["今天天气很好", "人民日报"]
+    pipeline = transformers.pipeline("text-classification", str(folder), top_k=None, device="cpu")
+    theirs = [{row["label"]: row["score"] for row in rows} for rows in pipeline(texts)]
+    for mine, other in zip(load_predictor(folder, device="cpu")(texts), theirs, strict=True):
+        assert mine["probabilities"] == pytest.approx(other, abs=1e-5)
 
 
 # As typed
