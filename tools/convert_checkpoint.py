@@ -1,6 +1,6 @@
 """Convert checkpoints to Hugging Face folders or to Megatron-LM's checkpoints, and back.
 
-    python tools/convert_checkpoint.py to-hf         --load CHECKPOINT --output DIR
+    python tools/convert_checkpoint.py to-hf         --load CHECKPOINT --output DIR [--onnx FILE]
     python tools/convert_checkpoint.py from-hf       --input DIR --save CHECKPOINT
     python tools/convert_checkpoint.py to-megatron   --load CHECKPOINT --output DIR
     python tools/convert_checkpoint.py from-megatron --input DIR --save CHECKPOINT
@@ -12,7 +12,6 @@ installed). Megatron-LM: weights only; its files are read without running what t
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.arguments import parse
+from megatron.checkpoint.files import read_json
 from megatron.checkpoint.hub_config import family_of
 from megatron.checkpoint.hub_heads import TASK_HEADS, TaskHead
 from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
@@ -33,6 +33,7 @@ from megatron.config import ModelConfig
 from megatron.errors import UserError, main_guard
 from megatron.model import BertForPreTraining, BertForTask
 from megatron.mpu.context import ParallelContext
+from megatron.tasks.onnx_export import check_onnx_packages, write_onnx
 
 PROG = "convert_checkpoint.py"
 TOLERANCE = 1e-4
@@ -51,6 +52,8 @@ class ToHuggingFaceConfig:
     """Replace an earlier export in --output."""
     max_shard_size: float | None = None
     """Divide the weights into files of at most this many GB, with an index [default: one file]."""
+    onnx: str | None = None
+    """Write the model as this ONNX file, too, with the same inputs and outputs; checked with onnxruntime."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +115,23 @@ def main() -> None:
         to = parse(ToHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
         if to.max_shard_size is not None and to.max_shard_size <= 0:
             raise UserError("--max-shard-size must be positive")
+        onnx = None if to.onnx is None else Path(to.onnx)
+        if onnx is not None:
+            check_onnx_packages()
+
+        def check(model: ModelConfig, parameters: Mapping[str, Tensor], folder: Path) -> None:
+            compare_with_transformers(model, parameters, folder)
+            if onnx is not None:
+                (class_name,) = read_json(folder / "config.json")["architectures"]
+                difference = write_onnx(onnx, model, class_name.removeprefix(family_of(model).classes), parameters)
+                print(f"{onnx}: outputs of onnxruntime equal to {difference:.1e}")
+
         notices = to_huggingface(
             Path(to.load),
             Path(to.output),
             overwrite=to.overwrite,
             max_file_bytes=None if to.max_shard_size is None else int(to.max_shard_size * 1e9),
-            check=compare_with_transformers,
+            check=check,
         )
         written = to.output
     elif direction == "from-hf":
@@ -176,7 +190,7 @@ def compare_with_transformers(model: ModelConfig, parameters: Mapping[str, Tenso
     tokens = torch.randint(model.vocab_size, (2, length), generator=generator)
     token_types = torch.randint(min(2, model.type_vocab_size), (2, length), generator=generator)
     lengths = torch.tensor([length, (length + 1) // 2])  # the second sample has padding
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     head = _task_head(config, parameters)
     with torch.no_grad():
         ours = _our_outputs(model, head, parameters, tokens, token_types, lengths)
