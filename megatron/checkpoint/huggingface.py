@@ -153,7 +153,8 @@ def read_huggingface(folder: Path) -> HubModel:
         dropped.append("lm_head.")
         notices.append("the output matrix is not the word table (untied); such a head has no place here")
     if task is not None:
-        notices.append(f"fine-tuned for {task['head']}" + f": {', '.join(task['labels'])}" * bool(task["labels"]))
+        labels = task.get("labels")
+        notices.append(f"fine-tuned for {task['head']}" + (f", {len(labels)} labels" if labels else ""))
     if dropped:
         names = ", ".join(head.rstrip(".") for head in dropped)
         notices.append(f"left out, training will initialise it: {names}")

@@ -119,7 +119,7 @@ def test_the_head_of_a_folder_of_others_is_kept_with_its_labels(tmp_path: Path) 
         path.write_text(json.dumps({**config, "id2label": {"0": "昨", "1": "今"}}), encoding="utf-8")
         hub = read_huggingface(folder)
         assert hub.task == {"name": kind, "head": kind, "labels": ["昨", "今"], "seq_length": 21}
-        assert any(f"fine-tuned for {kind}: 昨, 今" in notice for notice in hub.notices)
+        assert f"fine-tuned for {kind}, 2 labels" in hub.notices
         assert hub.parameters["task_head.weight"].shape == (2, 24)
         path.write_text(json.dumps({**config, "id2label": None}), encoding="utf-8")
         again = read_huggingface(folder).task
