@@ -127,8 +127,8 @@ def predict_file(predictor: Predictor, path: Path, output: str, *, skip: bool) -
         while chunk := list(itertools.islice(pairs, predictor.chunk)):
             predictions = predictor.predict([example for _, example in chunk])
             for (row, _), prediction in zip(chunk, predictions, strict=True):
-                values = {**row.values, "prediction": predictor.task.kind.as_json(predictor.task, prediction)}
-                file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+                line = json.dumps({**row.values, "prediction": prediction}, ensure_ascii=False)
+                file.write(line.encode() + b"\n")
             file.flush()
             done, now = done + len(chunk), time.monotonic()
             if now - printed >= INTERVAL:

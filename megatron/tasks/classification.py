@@ -175,7 +175,9 @@ def likeliest(
     ]
 
 
-def _as_json(task: Task, prediction: Classified) -> dict[str, Any]:
+def label_and_probabilities(task: Task, example: TextExample, prediction: Classified) -> dict[str, Any]:
+    """A prediction for files: its label, and the probability of each."""
+    del example
     return {
         "label": prediction.label,
         "probabilities": dict(zip(task.labels, prediction.probabilities, strict=True)),
@@ -189,5 +191,5 @@ CLASSIFICATION: Kind[TextExample, Classified] = Kind(
     encode=_encode,
     loss=label_loss,
     decode=likeliest,
-    as_json=_as_json,
+    as_json=label_and_probabilities,
 )

@@ -54,8 +54,8 @@ class Predictor:
         examples = [self.parse(row) for row in rows]
         found: list[dict[str, Any]] = []
         for start in range(0, len(examples), self.chunk):
-            chunk = self.predict(examples[start : start + self.chunk])
-            found += [self.task.kind.as_json(self.task, prediction) for prediction in chunk]
+            chunk = examples[start : start + self.chunk]
+            found += self.predict(chunk)
             if progress is not None:
                 progress(len(chunk))
         return found
@@ -71,13 +71,16 @@ class Predictor:
             raise UserError(f"rows of {self.task.name} cannot be predicted alone; use finetune_clue.py --predict")
         return self.task.parse(self.task, row)
 
-    def predict(self, examples: Sequence[Any]) -> list[Any]:
-        """The kind's own predictions for examples, which go through the model in batches of like length."""
-        if not examples:
-            return []
-        encoded = self.task.kind.encode(self.task, examples, self.tokenizer, self.seq_length)
-        outputs, _ = outputs_of(self.task, self.model, encoded, batch_size=self.batch_size)
-        return self.task.kind.decode(self.task, examples, encoded, outputs)
+    def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        """Predictions for examples of `parse`, one at least; batches are of like length."""
+        task = self.task
+        encoded = task.kind.encode(task, examples, self.tokenizer, self.seq_length)
+        outputs, _ = outputs_of(task, self.model, encoded, batch_size=self.batch_size)
+        predictions = task.kind.decode(task, examples, encoded, outputs)
+        return [
+            task.kind.as_json(task, example, prediction)
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
 
 
 def load_predictor(

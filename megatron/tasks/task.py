@@ -35,7 +35,7 @@ class Kind(Generic[Example, Prediction]):
     loss(task, outputs, batch): the sum of the losses (nats) of a batch, and how many of its labels were hit.
     decode(task, examples, encoded, outputs): a prediction for each example; outputs [inputs, ...] of "sequence" and
     "masked", [tokens, num_outputs] of "token", in the order of `encoded`.
-    as_json(task, prediction): a prediction for files and users of Python.
+    as_json(task, example, prediction): a prediction for files and users of Python [default: its fields].
     """
 
     name: str
@@ -44,8 +44,8 @@ class Kind(Generic[Example, Prediction]):
     encode: Callable[[Task, Sequence[Example], Tokenizer, int], Encoded]
     loss: Callable[[Task, Tensor, TaskBatch], tuple[Tensor, Tensor]]
     decode: Callable[[Task, Sequence[Example], Encoded, np.ndarray], list[Prediction]]
-    as_json: Callable[[Task, Prediction], dict[str, Any]] = lambda task, prediction: dataclasses.asdict(
-        prediction  # type: ignore[call-overload]
+    as_json: Callable[[Task, Example, Prediction], dict[str, Any]] = lambda task, example, prediction: (
+        dataclasses.asdict(prediction)  # type: ignore[call-overload]
     )
 
 
