@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import itertools
 import json
 import os
@@ -74,6 +75,8 @@ def main() -> None:
 def ask(predictor: Predictor) -> None:
     """Predict line after line, until the end of standard input or Ctrl-C."""
     prompt = ""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (arrow keys and history)
@@ -127,14 +130,21 @@ def predict_file(predictor: Predictor, path: Path, output: str, *, skip: bool) -
         while chunk := list(itertools.islice(pairs, predictor.chunk)):
             predictions = predictor.predict([example for _, example in chunk])
             for (row, _), prediction in zip(chunk, predictions, strict=True):
-                line = json.dumps({**row.values, "prediction": prediction}, ensure_ascii=False)
-                file.write(line.encode() + b"\n")
+                file.write(json_line({**row.values, "prediction": prediction}))
             file.flush()
             done, now = done + len(chunk), time.monotonic()
             if now - printed >= INTERVAL:
                 printed = now
                 print(progress_line(done, total, now - started), file=sys.stderr, flush=True)
     return done, skipped
+
+
+def json_line(values: dict[str, Any]) -> bytes:
+    """Values as a line of JSON; plain ASCII where a text holds what UTF-8 cannot write (half a surrogate pair)."""
+    try:
+        return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(values).encode() + b"\n"
 
 
 def examples_of(predictor: Predictor, path: Path, bad: Bad) -> Iterator[tuple[Row, Any]]:

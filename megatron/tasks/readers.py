@@ -46,6 +46,10 @@ class Row:
         value = self.value(key)
         if not isinstance(value, str):
             raise self.error(f"{key!r} must be a string, not {json.dumps(value, ensure_ascii=False)[:80]}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"{key!r} holds half a surrogate pair at character {error.start}") from None
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -53,7 +57,7 @@ class Row:
         value = self.value(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(f"{key!r} must be a list of strings, not {json.dumps(value, ensure_ascii=False)[:80]}")
-        return value
+        return [Row(self.path, self.line, {key: item}).text(key) for item in value]
 
     def code(self, key: str) -> int | str:
         """The value of a key that must be a string or an integer (ids, label codes)."""

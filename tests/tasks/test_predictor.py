@@ -237,7 +237,8 @@ def test_bad_lines_are_named_or_left_out(
 ) -> None:
     long = b'{"text": "' + b"a" * MAX_LINE_BYTES + b'"}'
     lines = [b'{"text": "\xe5\xa4\xa9"}', b"[1]", b'{"texts": ["a", "b"]}', b'{"text": "\xff"}', b"{", long]
-    (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines, b'{"text": ""}']))
+    last = [b'{"text": "", "other": "\\ud800"}', b'{"text": "\\ud800"}']
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines, *last]))
     arguments = ("--load", best, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
     with pytest.raises(UserError, match="in.jsonl, line 2: not a JSON object"):
         call(monkeypatch, *arguments)
@@ -246,8 +247,9 @@ def test_bad_lines_are_named_or_left_out(
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in written] == ["天", ""]
     told = capsys.readouterr().err
-    assert [told.count(f"line {number}:") for number in range(1, 8)] == [0, 1, 1, 1, 1, 1, 0]
-    assert "2 predictions, 5 bad lines left out" in told
+    assert [told.count(f"line {number}:") for number in range(1, 9)] == [0, 1, 1, 1, 1, 1, 0, 1]
+    assert written[1]["other"] == "\ud800"
+    assert "2 predictions, 6 bad lines left out" in told
 
 
 def test_a_table_comes_back_as_json(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +303,14 @@ def test_typed_texts(best: Path, predictor: Predictor) -> None:
     assert [row["label"] for row in found] == [row["label"] for row in predictor(["天水火", "金木"])]
     assert "classification: type text; Ctrl-D ends" in err
     assert "error: items, line 1: 2 texts, but classification takes 1: text" in err
+
+
+def test_piped_lines_are_answered_one_by_one(
+    best: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "--load", best, stdin="天水火\n".encode() + b"\xff\n" + "金木".encode())
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["label"] for row in found] == [row["label"] for row in predictor(["天水火", "\ufffd", "金木"])]
 
 
 def test_ctrl_c_ends_the_prompt(best: Path) -> None:
