@@ -192,6 +192,18 @@ def test_the_exported_folder_predicts_alike(best: Path, predictor: Predictor, tm
     to_huggingface(best, tmp_path / "hub")
     texts = ["天水火", "金木", "地"]
     assert load_predictor(tmp_path / "hub", device="cpu", batch_size=7)(texts) == predictor(texts)
+    finetune(
+        FinetuneConfig(
+            task=TaskConfig(task="classification", data_dir=str(best.parent.parent / "data")),
+            source=ModelSourceConfig(
+                pretrained_checkpoint=str(tmp_path / "hub"), eval_only=True, output_dir=str(tmp_path / "out")
+            ),
+        ),
+        SINGLE,
+    )
+    ours, theirs = (json.loads((path / "dev_metrics.json").read_text()) for path in (best.parent, tmp_path / "out"))
+    assert theirs["accuracy"] == ours["accuracy"]
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-6)
 
 
 def test_a_classifier_of_others_predicts_as_transformers_does(tmp_path: Path) -> None:
