@@ -62,6 +62,7 @@ def version() -> str:
 TRANSFORMERS = ["transformers>=5.0"]
 TENSORBOARD = ["tensorboard>=2.18"]
 CLEANING = ["opencc>=1.1", "rensa>=0.5"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
 
 ParallelCompile("MAX_JOBS").install()
 setup(
@@ -98,6 +99,7 @@ setup(
         "transformers": TRANSFORMERS,
         "tensorboard": TENSORBOARD,
         "cleaning": CLEANING,
+        "onnx": ONNX,
         "ray": ["ray>=2.40"],
         "wandb": ["wandb>=0.19"],
         "dev": [
@@ -115,6 +117,7 @@ setup(
             *TRANSFORMERS,
             *TENSORBOARD,
             *CLEANING,
+            *ONNX,
         ],
     },
 )

@@ -1,6 +1,6 @@
 """Convert checkpoints to Hugging Face folders or to Megatron-LM's checkpoints, and back.
 
-    python tools/convert_checkpoint.py to-hf         --load CHECKPOINT --output DIR
+    python tools/convert_checkpoint.py to-hf         --load CHECKPOINT --output DIR [--onnx FILE]
     python tools/convert_checkpoint.py from-hf       --input DIR --save CHECKPOINT
     python tools/convert_checkpoint.py to-megatron   --load CHECKPOINT --output DIR
     python tools/convert_checkpoint.py from-megatron --input DIR --save CHECKPOINT
@@ -12,7 +12,6 @@ installed). Megatron-LM: weights only; its files are read without running what t
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from megatron.arguments import parse
+from megatron.checkpoint.files import read_json
 from megatron.checkpoint.hub_config import family_of
+from megatron.checkpoint.hub_heads import TASK_HEADS, TaskHead
 from megatron.checkpoint.huggingface import from_huggingface, to_huggingface
 from megatron.checkpoint.megatron_lm import from_megatron_lm, to_megatron_lm
 from megatron.checkpoint.megatron_lm_names import Naming
@@ -32,6 +33,7 @@ from megatron.config import ModelConfig
 from megatron.errors import UserError, main_guard
 from megatron.model import BertForPreTraining, BertForTask
 from megatron.mpu.context import ParallelContext
+from megatron.tasks.onnx_export import check_onnx_packages, write_onnx
 
 PROG = "convert_checkpoint.py"
 TOLERANCE = 1e-4
@@ -50,6 +52,8 @@ class ToHuggingFaceConfig:
     """Replace an earlier export in --output."""
     max_shard_size: float | None = None
     """Divide the weights into files of at most this many GB, with an index [default: one file]."""
+    onnx: str | None = None
+    """Write the model as this ONNX file, too, with the same inputs and outputs; checked with onnxruntime."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +115,23 @@ def main() -> None:
         to = parse(ToHuggingFaceConfig, arguments, prog=prog, description=DESCRIPTION)
         if to.max_shard_size is not None and to.max_shard_size <= 0:
             raise UserError("--max-shard-size must be positive")
+        onnx = None if to.onnx is None else Path(to.onnx)
+        if onnx is not None:
+            check_onnx_packages()
+
+        def check(model: ModelConfig, parameters: Mapping[str, Tensor], folder: Path) -> None:
+            compare_with_transformers(model, parameters, folder)
+            if onnx is not None:
+                (class_name,) = read_json(folder / "config.json")["architectures"]
+                difference = write_onnx(onnx, model, class_name.removeprefix(family_of(model).classes), parameters)
+                print(f"{onnx}: outputs of onnxruntime equal to {difference:.1e}")
+
         notices = to_huggingface(
             Path(to.load),
             Path(to.output),
             overwrite=to.overwrite,
             max_file_bytes=None if to.max_shard_size is None else int(to.max_shard_size * 1e9),
-            check=compare_with_transformers,
+            check=check,
         )
         written = to.output
     elif direction == "from-hf":
@@ -175,9 +190,11 @@ def compare_with_transformers(model: ModelConfig, parameters: Mapping[str, Tenso
     tokens = torch.randint(model.vocab_size, (2, length), generator=generator)
     token_types = torch.randint(min(2, model.type_vocab_size), (2, length), generator=generator)
     lengths = torch.tensor([length, (length + 1) // 2])  # the second sample has padding
+    config = read_json(folder / "config.json")
+    head = _task_head(config, parameters)
     with torch.no_grad():
-        ours = _our_outputs(model, parameters, tokens, token_types, lengths)
-        theirs = _their_outputs(model, parameters, folder, tokens, token_types, lengths)
+        ours = _our_outputs(model, head, parameters, tokens, token_types, lengths)
+        theirs = _their_outputs(model, head, parameters, folder, config, tokens, token_types, lengths)
     worst = 0.0
     for name, output in ours.items():
         difference = (output - theirs[name]).abs().max().item()
@@ -189,16 +206,29 @@ def compare_with_transformers(model: ModelConfig, parameters: Mapping[str, Tenso
     print(f"{', '.join(ours)} equal those of transformers {transformers.__version__} to {worst:.1e}")
 
 
+def _task_head(config: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> TaskHead | None:
+    """The head of the task of a folder with this config.json, where the weights hold one of their own."""
+    if "task_head.weight" not in parameters:
+        return None
+    return next(head for head in TASK_HEADS.values() if config["architectures"][0].endswith(head.ending))
+
+
 def _our_outputs(
-    config: ModelConfig, parameters: Mapping[str, Tensor], tokens: Tensor, token_types: Tensor, lengths: Tensor
+    config: ModelConfig,
+    head: TaskHead | None,
+    parameters: Mapping[str, Tensor],
+    tokens: Tensor,
+    token_types: Tensor,
+    lengths: Tensor,
 ) -> dict[str, Tensor]:
     """Output name -> values at the tokens that are not padding, or of the samples."""
     context = ParallelContext.single()
-    if "task_head.weight" in parameters:
+    if head is not None:
         outputs = parameters["task_head.weight"].shape[0]
-        classifier = BertForTask(config, context, num_outputs=outputs, dropout=0.0)
-        _fill(classifier, parameters)
-        return {"logits": classifier(tokens, token_types, lengths, None)}
+        fine_tuned = BertForTask(config, context, num_outputs=outputs, per_token=head.per_token, dropout=0.0)
+        _fill(fine_tuned, parameters)
+        logits = fine_tuned(tokens, token_types, lengths, None)
+        return {"logits": logits[_real_tokens(tokens, lengths)] if head.per_token else logits}
     config = dataclasses.replace(config, bert_no_binary_head="pooler.dense.weight" not in parameters)
     model = BertForPreTraining(config, context)
     _fill(model, parameters)
@@ -214,8 +244,10 @@ def _our_outputs(
 
 def _their_outputs(
     model: ModelConfig,
+    task_head: TaskHead | None,
     parameters: Mapping[str, Tensor],
     folder: Path,
+    values: Mapping[str, Any],
     tokens: Tensor,
     token_types: Tensor,
     lengths: Tensor,
@@ -224,11 +256,11 @@ def _their_outputs(
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # Some folders call Bert weights roberta, so only what the folder says of Ernie counts (without task types: a Bert).
-    family = "Ernie" if values.pop("model_type", None) == "ernie" else family_of(model).classes
-    if "task_head.weight" in parameters:
-        head = "ForSequenceClassification"
+    family = "Ernie" if values.get("model_type") == "ernie" else family_of(model).classes
+    values = {name: value for name, value in values.items() if name != "model_type"}
+    if task_head is not None:
+        head = task_head.ending
     elif "lm_head.bias" not in parameters:
         head = "Model"
     else:
@@ -245,9 +277,14 @@ def _their_outputs(
     except Exception as error:  # of many kinds: of transformers, huggingface_hub, safetensors and torch
         raise UserError(f"transformers cannot load {folder} as {family}{head}: {error}") from None
     real = _real_tokens(tokens, lengths)
-    output: Any = theirs(input_ids=tokens, token_type_ids=token_types, attention_mask=real.long())
-    if head == "ForSequenceClassification":
-        return {"logits": output.logits}
+    inputs = {"input_ids": tokens, "token_type_ids": token_types, "attention_mask": real.long()}
+    if head == "ForMultipleChoice":  # [samples, choices, tokens]: each input as one of one choice
+        inputs = {name: value[:, None] for name, value in inputs.items()}
+    output: Any = theirs(**inputs)
+    if head == "ForQuestionAnswering":
+        return {"logits": torch.stack([output.start_logits, output.end_logits], dim=2)[real]}
+    if task_head is not None:
+        return {"logits": output.logits[real] if task_head.per_token else output.logits}
     if head == "Model":
         return {"hidden states": output.last_hidden_state[real]}
     if head == "ForMaskedLM":

@@ -96,8 +96,12 @@ def save_converted(
     model: ModelConfig,
     parameters: Mapping[str, torch.Tensor],
     tokenizer: TokenizerFile | None,
+    task: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model as checkpoint 0 of a folder, without optimizer. origin: what it was converted from, for readers."""
+    """Write a model as checkpoint 0 of a folder, without optimizer. origin: what it was converted from, for readers.
+
+    task: the description of the task that it is fine-tuned for.
+    """
     train_state = {
         "step": 0,
         "consumed_samples": 0,
@@ -105,6 +109,7 @@ def save_converted(
         "converted_by": f"megatron {__version__}",
     }
     config = {"model": to_dict(model), "data": {"tokenizer_type": tokenizer.kind} if tokenizer else {}}
+    config |= {"task": task} if task else {}
     files = {CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(train_state)}
     if tokenizer is not None:
         files[tokenizer.name] = tokenizer.content

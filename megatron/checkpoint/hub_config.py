@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpoint.hub_heads import TASK
 from megatron.config import ModelConfig
 from megatron.errors import UserError
 
@@ -33,10 +34,19 @@ def family_of(model: ModelConfig) -> Family:
     return Family(classes="Bert", model_type="bert", prefix="bert.")
 
 
-def hub_config(model: ModelConfig, family: Family, head: str, tokens: list[str], labels: list[str]) -> dict[str, Any]:
+def hub_config(
+    model: ModelConfig,
+    family: Family,
+    head: str,
+    *,
+    tokens: list[str],
+    labels: list[str],
+    task: dict[str, Any] | None,
+) -> dict[str, Any]:
     """config.json; every value that the class would otherwise take from its defaults is written.
 
-    head: end of the class name. tokens: the vocabulary. labels: those of a task, empty for none.
+    head: end of the class name. tokens: the vocabulary. labels: those of a task, empty for none. task: all that the
+    checkpoint says of it.
     """
     task_types = {"task_type_vocab_size": model.task_type_vocab_size, "use_task_id": True}
     label_maps = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -56,6 +66,7 @@ def hub_config(model: ModelConfig, family: Family, head: str, tokens: list[str],
         "type_vocab_size": model.type_vocab_size,
         **(task_types if model.task_type_vocab_size else {}),
         **(label_maps if labels else {}),
+        **({TASK: task} if task else {}),
         "initializer_range": model.init_method_std,
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,

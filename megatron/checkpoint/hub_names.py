@@ -14,10 +14,11 @@ from megatron.config import ModelConfig
 Table = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]
 
 
-def parameter_table(model: ModelConfig, prefix: str, *, outputs: int = 0) -> Table:
+def parameter_table(model: ModelConfig, prefix: str, *, task_head: str = "", outputs: int = 0) -> Table:
     """Names and shapes of all parameters, heads included.
 
-    prefix: beginning of the encoder's names there, e.g. "bert.". outputs: logits of a task's head, 0 for none.
+    prefix: beginning of the encoder's names there, e.g. "bert.". task_head: name of a task's linear layer there, ""
+    for none; outputs: its logits.
     """
     h, ffn = model.hidden_size, model.ffn_hidden_size
     table: Table = {}
@@ -61,8 +62,8 @@ def parameter_table(model: ModelConfig, prefix: str, *, outputs: int = 0) -> Tab
     layernorm("lm_head.layernorm", "cls.predictions.transform.LayerNorm")
     tensor("lm_head.bias", (model.vocab_size,), "cls.predictions.bias")
     linear("binary_head", 2, h, "cls.seq_relationship")
-    if outputs:
-        linear("task_head", outputs, h, "classifier")
+    if task_head:
+        linear("task_head", outputs, h, task_head)
     return table
 
 

@@ -3,7 +3,7 @@
 architecture megatron-bert                 MegatronBertForPreTraining
 architecture bert                          BertForPreTraining
 bert with task_type_vocab_size > 0         ErnieForPreTraining
-any of them with the head of a task        ...ForSequenceClassification (export only)
+any of them with the head of a task        ...ForSequenceClassification, ...ForQuestionAnswering and so on
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from megatron.checkpoint.direct import write_hashed
 from megatron.checkpoint.extend_vocabulary import extend_vocabulary
 from megatron.checkpoint.files import new_folder, read_json, safetensors_header, write_json
 from megatron.checkpoint.hub_config import family_of, hub_config, model_config
+from megatron.checkpoint.hub_heads import TASK_HEADS, description_of_folder, head_of_checkpoint
 from megatron.checkpoint.hub_names import Table, merge, parameter_table, split
 from megatron.checkpoint.hub_tokenizer import (
     TokenizerFile,
@@ -42,11 +43,15 @@ Check = Callable[[ModelConfig, Mapping[str, torch.Tensor], Path], None]
 
 @dataclass(frozen=True, kw_only=True)
 class HubModel:
-    """What a Hugging Face folder holds, in our terms. parameters: global name -> whole fp32 tensor."""
+    """What a Hugging Face folder holds, in our terms. parameters: global name -> whole fp32 tensor.
+
+    task: the description of the task whose head it has.
+    """
 
     model: ModelConfig
     parameters: dict[str, torch.Tensor]
     tokenizer: TokenizerFile | None
+    task: dict[str, Any] | None
     notices: tuple[str, ...]
 
 
@@ -68,25 +73,30 @@ def to_huggingface(
     source = open_source(checkpoint)
     found, config, model, stored = source.path, source.config, source.model, source.shapes
     family = family_of(model)
-    labels = _labels(found, config, stored)
-    table = parameter_table(model, family.prefix, outputs=len(labels))
+    task_head, labels = head_of_checkpoint(config, stored, found)
+    linear = "" if task_head is None else task_head.linear
+    outputs = stored["task_head.weight"][0] if linear else 0
+    table = parameter_table(model, family.prefix, task_head=linear, outputs=outputs)
     check_against_table(source, table, "a Hugging Face class")
     tokenizer = read_checkpoint_tokenizer(found, source.tokenizer_type)
     tokens = [] if tokenizer is None else tokenizer.tokens
     notices = [] if tokenizer else [f"{found} holds no vocabulary; AutoTokenizer will not load the folder"]
     lacking = [head.rstrip(".") for head in HEADS if not any(name.startswith(head) for name in stored)]
     head = "Model" if "lm_head" in lacking else "ForMaskedLM" if lacking else "ForPreTraining"
-    if labels:
-        head = "ForSequenceClassification"
+    if task_head is not None:
+        head = task_head.ending
     elif lacking:
         notices.append(f"the checkpoint has no {', '.join(lacking)}: exported as {family.classes}{head}")
+    task = None if task_head is None else config["task"]
+    described = hub_config(model, family, head, tokens=tokens, labels=labels, task=task)
     with new_folder(output, overwrite=overwrite) as folder:
         _write_weights(folder, source, {name: table[name] for name in sorted(stored)}, max_file_bytes)
-        write_json(folder / "config.json", hub_config(model, family, head, tokens, labels))
+        write_json(folder / "config.json", described)
         if tokenizer is not None:
             notices += write_hub_tokenizer(tokenizer, folder, model.max_position_embeddings)
         name, class_name = output.absolute().name, f"{family.classes}{head}"
-        card = model_card(name, class_name, config, read_train_state(found), family.model_type)
+        auto_class = "AutoModel" if task_head is None else f"AutoModel{head}"
+        card = model_card(name, class_name, auto_class, config, read_train_state(found), family.model_type)
         with durable_file(folder / "README.md") as file:
             file.write(card.encode())
         if check is not None:
@@ -110,12 +120,14 @@ def from_huggingface(
     if extend_vocab is not None:
         model, parameters, tokenizer, more = extend_vocabulary(model, parameters, tokenizer, extend_vocab)
         notices += more
-    save_converted(save, folder.absolute().name, model, parameters, tokenizer)
+    save_converted(save, folder.absolute().name, model, parameters, tokenizer, hub.task)
     return notices
 
 
 def read_huggingface(folder: Path) -> HubModel:
-    """Read a Hugging Face folder. Missing heads, and weights that have no place here, are left out and noted.
+    """Read a Hugging Face folder, with the head of a task where it has one.
+
+    Missing heads, and weights that have no place here, are left out and noted.
 
     Raises `UserError` if files are missing or damaged, or the model is not one of the three above.
     """
@@ -125,7 +137,10 @@ def read_huggingface(folder: Path) -> HubModel:
     weights = open_weights(folder)
     prefix = _prefix(folder, weights)
     model, notices = model_config(folder / "config.json", config, weights.shapes, prefix)
-    table = parameter_table(model, prefix)
+    task = description_of_folder(config, weights.shapes, positions=model.max_position_embeddings)
+    linear = "" if task is None else TASK_HEADS[task["head"]].linear
+    outputs = weights.shapes[f"{linear}.weight"][0] if linear else 0
+    table = parameter_table(model, prefix, task_head=linear, outputs=outputs)
     if "cls.predictions.bias" not in weights.shapes:  # one tensor under two names: either may have been saved
         table["lm_head.bias"] = (table["lm_head.bias"][0], (f"{_DECODER}.bias",))
     lacking = {name for name, (_, theirs) in table.items() if not all(their in weights.shapes for their in theirs)}
@@ -137,6 +152,9 @@ def read_huggingface(folder: Path) -> HubModel:
     if "lm_head." not in dropped and not _is_tied(weights, prefix):
         dropped.append("lm_head.")
         notices.append("the output matrix is not the word table (untied); such a head has no place here")
+    if task is not None:
+        labels = task.get("labels")
+        notices.append(f"fine-tuned for {task['head']}" + (f", {len(labels)} labels" if labels else ""))
     if dropped:
         names = ", ".join(head.rstrip(".") for head in dropped)
         notices.append(f"left out, training will initialise it: {names}")
@@ -156,24 +174,11 @@ def read_huggingface(folder: Path) -> HubModel:
         for name, (_, theirs) in kept.items()
     }
     model = dataclasses.replace(model, bert_no_binary_head={"pooler.", "binary_head."} <= set(dropped))
-    return HubModel(model=model, parameters=parameters, tokenizer=tokenizer, notices=(*notices, *more))
+    return HubModel(model=model, parameters=parameters, tokenizer=tokenizer, task=task, notices=(*notices, *more))
 
 
 _DECODER = "cls.predictions.decoder"
 _BUFFERS = ("position_ids", "token_type_ids", f"{_DECODER}.weight", f"{_DECODER}.bias")
-
-
-def _labels(checkpoint: Path, config: dict[str, Any], stored: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The labels of a fine-tuned classifier in order of its logits; none for a pre-trained model."""
-    if "task_head.weight" not in stored:
-        return []
-    task = config.get("task")
-    if not isinstance(task, dict) or task.get("head") != "classification":
-        raise UserError(f"{checkpoint} is fine-tuned for a task other than classification; it cannot be exported")
-    labels = task.get("labels")
-    if not isinstance(labels, list) or len(labels) != stored["task_head.weight"][0]:
-        raise UserError(f"{checkpoint / 'config.json'}: the labels of its task do not fit its head")
-    return [str(label) for label in labels]
 
 
 def _write_weights(folder: Path, source: Source, table: Table, max_file_bytes: int | None) -> None:

@@ -18,10 +18,10 @@ tags:
 A `{class_name}` exported by megatron {version}. Weights are fp32.
 
 ```python
-from transformers import AutoModel, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}")
+model = {auto_class}.from_pretrained("{name}")
 ```
 
 ## Shape
@@ -35,9 +35,17 @@ model = AutoModel.from_pretrained("{name}")
 
 
 def model_card(
-    name: str, class_name: str, config: Mapping[str, Any], train_state: Mapping[str, Any], model_type: str
+    name: str,
+    class_name: str,
+    auto_class: str,
+    config: Mapping[str, Any],
+    train_state: Mapping[str, Any],
+    model_type: str,
 ) -> str:
-    """The card's text. config, train_state: those of the checkpoint; their plain values are listed."""
+    """The card's text. config, train_state: those of the checkpoint; their plain values are listed.
+
+    auto_class: what loads the model.
+    """
     options = {
         key: value
         for section in ("data", "optimizer", "precision", "training")
@@ -46,6 +54,7 @@ def model_card(
     return _CARD.format(
         name=name,
         class_name=class_name,
+        auto_class=auto_class,
         model_type=model_type,
         version=__version__,
         shape=_table(config["model"]),

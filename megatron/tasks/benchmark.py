@@ -120,7 +120,7 @@ def trials_of(
         dropouts=config.dropout or published.dropouts,
     )
     task_config = dataclasses.replace(base.task, task=name, data_dir=str(folder))
-    files = find_files(task_config, eval_only=False)
+    files = find_files(task_config, trained=True)
     data = digest([*files.train, *files.dev])
     trials = []
     for point in grid.points():

@@ -54,11 +54,25 @@ def read_c3(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
                 if right not in choices:
                     raise row.error(f"the answer {right!r} is none of the choices {', '.join(map(repr, choices))}")
                 answer = max(index for index, choice in enumerate(choices) if choice == right)
-            padded = choices + [NO_CHOICE] * (C3_CHOICES - len(choices))
-            inputs = tuple((context, question, choice) for choice in padded)
             id_ = row.code("id") if "id" in row.values else len(examples)
-            examples.append(ChoiceExample(inputs, len(choices), answer, id_))
+            examples.append(ChoiceExample(c3_inputs(context, question, choices), len(choices), answer, id_))
     return examples
+
+
+def c3_inputs(context: str, question: str, choices: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Segments of each choice, and of as many that do not exist as lack to four."""
+    padded = choices + [NO_CHOICE] * (C3_CHOICES - len(choices))
+    return tuple((context, question, choice) for choice in padded)
+
+
+def parse_c3(task: Task, row: Row) -> ChoiceExample:
+    """A question to answer: a row of "context", "question" and the list "choice"."""
+    del task
+    choices = row.texts("choice")
+    if not 2 <= len(choices) <= C3_CHOICES:
+        raise row.error(f"{len(choices)} choices; there must be 2 to {C3_CHOICES}")
+    inputs = c3_inputs(row.text("context"), row.text("question"), choices)
+    return ChoiceExample(inputs, len(choices), None, row.line)
 
 
 def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
@@ -133,14 +147,26 @@ def read_race(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
                 raise part.error(f"{len(choices)} options; there must be {len(RACE_LETTERS)}")
             if answer is not None and answer not in tuple(RACE_LETTERS):
                 raise part.error(f"the answer {answer!r} is none of {', '.join(RACE_LETTERS)}")
-            blank = "_" in question
-            inputs = tuple(
-                (question.replace("_", choice) if blank else f"{question} {choice}", article) for choice in choices
-            )
             index = None if answer is None else RACE_LETTERS.index(answer)
             group = levels[0] if levels else ""
+            inputs = race_inputs(article, question, choices)
             examples.append(ChoiceExample(inputs, len(choices), index, f"{name}-{place}", group))
     return examples
+
+
+def race_inputs(article: str, question: str, choices: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Segments of each choice."""
+    blank = "_" in question
+    return tuple((question.replace("_", choice) if blank else f"{question} {choice}", article) for choice in choices)
+
+
+def parse_race(task: Task, row: Row) -> ChoiceExample:
+    """A question to answer: a row of "article", "question" and the list "options"."""
+    del task
+    choices = row.texts("options")
+    if len(choices) != len(RACE_LETTERS):
+        raise row.error(f"{len(choices)} options; there must be {len(RACE_LETTERS)}")
+    return ChoiceExample(race_inputs(row.text("article"), row.text("question"), choices), len(choices), None, row.line)
 
 
 def _passages(path: Path) -> Iterator[Row]:
@@ -165,6 +191,7 @@ CHOICE_TASKS = (
         read=read_c3,
         scores=choice_scores,
         submission=choice_lines,
+        parse=parse_c3,
         train_files=("d-train.json m-train.json", "c3-d-train.json c3-m-train.json"),
         dev_files=("d-dev.json m-dev.json", "c3-d-dev.json c3-m-dev.json"),
         test_files=(("test1.1.json", "c311_predict.json"), ("test1.0.json", "c310_predict.json")),
@@ -187,6 +214,7 @@ CHOICE_TASKS = (
         read=read_race,
         scores=choice_scores,
         submission=race_lines,
+        parse=parse_race,
         truncate="second",
         train_files=("train", "train.jsonl", "train.json"),
         dev_files=("dev", "dev.jsonl", "dev.json"),

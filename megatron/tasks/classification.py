@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,9 +44,38 @@ class Classified:
     probabilities: tuple[float, ...]
 
 
-def columns(*keys: str) -> Callable[[Row], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Columns:
     """Each key's text is a segment."""
-    return lambda row: tuple(row.text(key) for key in keys)
+
+    keys: tuple[str, ...]
+
+    def __call__(self, row: Row) -> tuple[str, ...]:
+        return tuple(row.text(key) for key in self.keys)
+
+
+def columns(*keys: str) -> Columns:
+    """Each key's text is a segment."""
+    return Columns(keys)
+
+
+def text_parser(texts: Callable[[Row], tuple[str, ...]]) -> Callable[[Task, Row], TextExample]:
+    """A parser of rows to predict. texts: builds the segments; `Columns` are those of the task, once it knows them."""
+
+    def parse(task: Task, row: Row) -> TextExample:
+        names = task.text_columns
+        if "texts" in row.values:
+            given = tuple(row.texts("texts"))
+            if len(given) not in ((len(names),) if names else (1, 2)):
+                wanted = f"{len(names)}: {', '.join(names)}" if names else "1 or 2"
+                raise row.error(f"{len(given)} texts, but {task.name} takes {wanted}")
+        elif isinstance(texts, Columns):
+            given = columns(*(names or texts.keys))(row)
+        else:
+            given = texts(row)
+        return TextExample(given, None, row.line)
+
+    return parse
 
 
 def rows_of_any_file(path: Path, split: Split) -> Iterator[Row]:
@@ -117,7 +146,7 @@ def own_columns(task: Task, file: Path, config: TaskConfig) -> Task:
     if len(labels) < 2:
         raise UserError(f"{file} has only the label {labels[0]!r}: at least two are needed (--labels names them all)")
     read = text_reader(columns(*texts), label_key=label_column, test_ids=False)
-    return dataclasses.replace(task, read=read, labels=labels)
+    return dataclasses.replace(task, read=read, labels=labels, text_columns=texts)
 
 
 def accuracy_scores(
@@ -171,6 +200,15 @@ def likeliest(
     ]
 
 
+def label_and_probabilities(task: Task, example: TextExample, prediction: Classified) -> dict[str, Any]:
+    """A prediction for files: its label, and the probability of each."""
+    del example
+    return {
+        "label": prediction.label,
+        "probabilities": dict(zip(task.labels, prediction.probabilities, strict=True)),
+    }
+
+
 CLASSIFICATION: Kind[TextExample, Classified] = Kind(
     name="classification",
     head="sequence",
@@ -178,4 +216,5 @@ CLASSIFICATION: Kind[TextExample, Classified] = Kind(
     encode=_encode,
     loss=label_loss,
     decode=likeliest,
+    as_json=label_and_probabilities,
 )

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron.tasks.classification import CLASSIFICATION, accuracy_scores, columns, own_columns, text_reader
+from megatron.tasks.classification import (
+    CLASSIFICATION,
+    Columns,
+    accuracy_scores,
+    columns,
+    own_columns,
+    text_parser,
+    text_reader,
+)
 from megatron.tasks.readers import Row
 from megatron.tasks.submission import label_lines
 from megatron.tasks.task import Hyperparameters, Task
@@ -20,14 +28,20 @@ def text_task(
     texts: Callable[[Row], tuple[str, ...]],
     skipped_labels: frozenset[str] = frozenset(),
     test_ids: bool = True,
+    text_columns: tuple[str, ...] = (),
     **rest: Any,
 ) -> Task:
-    """A task of one or two texts with a label, scored by accuracy."""
+    """A task of one or two texts with a label, scored by accuracy.
+
+    text_columns: names of the texts where they are not columns.
+    """
     return Task(
         kind=CLASSIFICATION,
         read=text_reader(texts, skipped_labels=skipped_labels, test_ids=test_ids),
         scores=accuracy_scores,
         submission=label_lines,
+        parse=text_parser(texts),
+        text_columns=texts.keys if isinstance(texts, Columns) else text_columns,
         **rest,
     )
 
@@ -121,6 +135,7 @@ CLUE = (
     text_task(
         name="cluewsc2020",
         texts=marked_pronoun,
+        text_columns=("text",),
         labels=("true", "false"),
         test_files=(("test.json", "cluewsc11_predict.json"), ("test1.0.json", "cluewsc10_predict.json")),
         defaults=Hyperparameters(epochs=50, lr=3e-5),
@@ -128,6 +143,7 @@ CLUE = (
     text_task(
         name="csl",
         texts=keywords_and_abstract,
+        text_columns=("keywords", "abst"),
         labels=("0", "1"),
         truncate="second",
         test_files=(("test.json", "csl_predict.json"),),

@@ -12,15 +12,23 @@ from megatron.tasks.batching import evaluation_batches
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.inputs import Inputs
 from megatron.tasks.run import Run
+from megatron.tasks.task import Task
 
 
 def predict(run: Run, encoded: Encoded) -> tuple[np.ndarray, float]:
+    """`outputs_of` the model of a run."""
+    return outputs_of(run.task, run.model, encoded, batch_size=run.evaluation_batch_size)
+
+
+def outputs_of(
+    task: Task, task_model: model.TaskModel, encoded: Encoded, *, batch_size: int
+) -> tuple[np.ndarray, float]:
     """Outputs for every input in file order, fp32, as `Kind.decode` takes them, and the sum of losses (nats).
 
     On every rank. Ranks take whole batches in turn and add an input's outputs to the others' zeros: their number
     changes no bit of them.
     """
-    task, context = run.task, run.context
+    context = task_model.pipeline.context
     data, pipeline, device = context.data, context.pipeline, context.device
     if task.kind.head == "token":
         outputs = torch.zeros(len(encoded.tokens), task.kind.num_outputs(task), device=device)
@@ -29,7 +37,7 @@ def predict(run: Run, encoded: Encoded) -> tuple[np.ndarray, float]:
         outputs = torch.zeros(encoded.num_inputs, width, device=device)
     losses = torch.zeros(1, dtype=torch.float64, device=device)
     several = 4 * pipeline.size  # micro-batches at a time, to keep a pipeline busy
-    own = evaluation_batches(encoded.lengths, batch_size=run.evaluation_batch_size)[data.rank :: data.size]
+    own = evaluation_batches(encoded.lengths, batch_size=batch_size)[data.rank :: data.size]
 
     def take(found: torch.Tensor, batch: TaskBatch) -> None:
         losses.add_(task.kind.loss(task, found, batch)[0].double())
@@ -42,9 +50,9 @@ def predict(run: Run, encoded: Encoded) -> tuple[np.ndarray, float]:
         outputs[places.to(device)] = found
 
     for start in range(0, len(own), several):
-        multiple = run.model.width_multiple
+        multiple = task_model.width_multiple
         batches = [encoded.batch(rows, multiple=multiple) for rows in own[start : start + several]]
-        model.evaluate(run.model, batches, take)
+        model.evaluate(task_model, batches, take)
     for sums in (outputs, losses):
         pipeline.all_reduce_(data.all_reduce_(sums))
     return outputs.cpu().numpy(), losses.item()

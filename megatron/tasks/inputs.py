@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
 from megatron.tasks.encode import Encoded
-from megatron.tasks.prompts import PROMPTS, prompt_description, with_prompt
+from megatron.tasks.descriptions import as_saved
+from megatron.tasks.prompts import PROMPTS, with_prompt
 from megatron.tasks.readers import find_file
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Split, Task
@@ -105,24 +105,21 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
     task = named_task(config)
     if saved is not None and saved["name"] != task.name:
         raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved['name']}")
-    if task.reading is not None and saved is not None:
-        known = {f.name for f in dataclasses.fields(task.reading)} & set(saved.get("reading", ()))
-        task = dataclasses.replace(
-            task, reading=dataclasses.replace(task.reading, **{name: saved["reading"][name] for name in known})
-        )
-    prompt = None if saved is None else saved.get("prompt")
-    if saved is not None and config.prompt and prompt is None:
+    if saved is not None and config.prompt and "prompt" not in saved:
         raise UserError("--prompt: the checkpoint was fine-tuned without")
-    if config.prompt or config.zero_shot or prompt is not None:
-        return with_prompt(task, prompt)
-    if task.kind is PROMPTS:
+    if saved is not None:
+        task = as_saved(task, saved)
+    elif config.prompt or config.zero_shot:
+        task = with_prompt(task)
+    elif task.kind is PROMPTS:
         raise UserError(f"--task {config.task} is done by its pattern: give --prompt or --zero-shot")
     if task.complete is None:
         return task
     if saved is not None:
         if config.labels and list(config.labels) != saved["labels"]:
             raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
-        config = dataclasses.replace(config, labels=tuple(saved["labels"]))
+        known = config.text_columns or tuple(saved.get("text_columns", ()))
+        config = dataclasses.replace(config, labels=tuple(saved["labels"]), text_columns=known)
     return task.complete(task, (files.train or files.dev)[0], config)
 
 
@@ -152,13 +149,3 @@ def read_inputs(
     """Read and encode files. Raises `UserError` naming file and line of what is wrong."""
     examples = [example for path in paths for example in read_examples(task, path, split)]
     return Inputs(paths=paths, examples=examples, encoded=task.kind.encode(task, examples, tokenizer, seq_length))
-
-
-def description(task: Task, seq_length: int) -> dict[str, Any]:
-    """What a fine-tuned checkpoint says about its task."""
-    found = {"name": task.name, "head": task.kind.name, "labels": list(task.labels), "seq_length": seq_length}
-    if task.reading is not None:
-        found["reading"] = to_dict(task.reading)
-    if task.kind is PROMPTS:
-        found["prompt"] = prompt_description(task)
-    return found

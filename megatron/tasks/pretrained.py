@@ -52,7 +52,7 @@ def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pr
     converted = context.world.broadcast_object(_is_huggingface(path))
     folder = find_checkpoint(workspace if converted else path, context=context)
     if folder is None:
-        raise UserError(f"--pretrained-checkpoint {path} holds neither a checkpoint nor a Hugging Face model")
+        raise UserError(f"{path} holds neither a checkpoint nor a Hugging Face model")
     with context.together():
         config = read_config(folder)
         if not isinstance(config.get("model"), dict) or not isinstance(config.get("data"), dict):
@@ -62,7 +62,7 @@ def open_pretrained(path: Path, workspace: Path, context: ParallelContext) -> Pr
         names = ("vocab_file", VOCABULARY), ("model_file", SENTENCEPIECE)
         files = {argument: str(folder / name) for argument, name in names if (folder / name).is_file()}
         if not files:
-            raise UserError(f"--pretrained-checkpoint {path} holds no vocabulary ({VOCABULARY} or {SENTENCEPIECE})")
+            raise UserError(f"{path} holds no vocabulary ({VOCABULARY} or {SENTENCEPIECE})")
         tokenizer = load_tokenizer(kind, **files)
         if tokenizer.vocab_size > model.vocab_size:
             raise UserError(

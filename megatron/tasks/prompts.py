@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron.errors import UserError
-from megatron.tasks.classification import Classified, TextExample, label_loss, likeliest
+from megatron.tasks.classification import (
+    Classified,
+    TextExample,
+    label_and_probabilities,
+    label_loss,
+    likeliest,
+)
 from megatron.tasks.encode import IGNORED, Encoded, kept_lengths
 from megatron.tasks.readers import shortened
 from megatron.tasks.task import Kind, Prompt, Task
@@ -43,9 +49,8 @@ def with_prompt(task: Task, saved: dict[str, Any] | None = None) -> Task:
         raise UserError(f"--prompt and --zero-shot are for tasks with a pattern, those of FewCLUE, not for {task.name}")
     if saved is not None:
         prompt = dataclasses.replace(prompt, pattern=saved["pattern"], words=tuple(saved["words"]))
-    return dataclasses.replace(
-        task, kind=PROMPTS, prompt=prompt, read=prompt.read or task.read, defaults=prompt.defaults
-    )
+    own = {} if prompt.read is None else {"read": prompt.read, "parse": None}  # rows give other texts than the task's
+    return dataclasses.replace(task, kind=PROMPTS, prompt=prompt, defaults=prompt.defaults, **own)
 
 
 def prompt_description(task: Task) -> dict[str, Any]:
@@ -150,4 +155,5 @@ PROMPTS: Kind[Any, Classified] = Kind(
     encode=_encode,
     loss=label_loss,
     decode=likeliest,
+    as_json=label_and_probabilities,
 )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
 import re
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from megatron.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
+STANDARD_INPUT = Path("-")
+
+Bad = Callable[[UserError], None]
+"""Told of a line that is wrong, which is left out unless it raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,38 +80,40 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a `.tsv` or `.csv` file with a header line, or of a file of JSON lines; `.gz` of each.
+def refuse(error: UserError) -> None:
+    """Of a wrong line: the whole file is wrong."""
+    raise error
 
-    Raises `UserError` for a file that cannot be read and for a malformed line.
+
+def read_rows(path: Path, bad: Bad = refuse) -> Iterator[Row]:
+    """The rows of a `.tsv` or `.csv` file with a header line, or of JSON lines; `.gz` of each. `-` is standard input.
+
+    Raises `UserError` for a file that cannot be read and, unless `bad` says otherwise, for a malformed line.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     if kind == ".tsv":
-        return read_table(path)
+        return read_table(path, bad=bad)
     if kind == ".csv":
-        return _table(path, _csv_cells(path))
-    return _json_lines(path)
+        return _table(path, _csv_cells(path, bad), bad)
+    return _json_lines(path, bad)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that is neither a table nor JSON, numbered from 1; of `.gz`, too."""
-    return _lines(path)
-
-
-def read_table(path: Path, *, columns: tuple[str, ...] = (), skip_short: bool = False) -> Iterator[Row]:
+def read_table(
+    path: Path, *, columns: tuple[str, ...] = (), skip_short: bool = False, bad: Bad = refuse
+) -> Iterator[Row]:
     """The rows of tab-separated columns; quotes are characters like others.
 
     columns: names of the columns of a file without a header line, one whose first line has none of these names; the
     last ones may be absent. skip_short: leave out rows with fewer columns than there are names.
     """
-    cells = ((number, line.split("\t")) for number, line in _lines(path) if line.strip())
-    return _table(path, cells, columns, skip_short=skip_short)
+    cells = ((number, line.split("\t")) for number, line in read_lines(path, bad) if line.strip())
+    return _table(path, cells, bad, columns, skip_short=skip_short)
 
 
 def read_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The line on which it begins and the value of each element of the one JSON array that a file holds."""
-    text = "\n".join(line for _, line in _lines(path))
+    text = "\n".join(line for _, line in read_lines(path))
     decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
 
     def skip(place: int) -> int:
@@ -128,21 +137,29 @@ def read_array(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}, line {line + text.count(chr(10), counted, place)}: not a JSON array")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _open(path: Path) -> AbstractContextManager[BinaryIO]:
+    if path == STANDARD_INPUT:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def read_lines(path: Path, bad: Bad = refuse) -> Iterator[tuple[int, str]]:
     """Line numbers, from 1, and lines without their ends. Lines end at \\n alone: texts hold U+2028 and its like."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with _open(path) as file:
             number = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(raw) > MAX_LINE_BYTES:
-                    raise UserError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+                    bad(UserError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes"))
+                    while raw and not raw.endswith(b"\n"):
+                        raw = file.readline(MAX_LINE_BYTES)
+                    continue
                 try:
                     line = raw.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
-                    ) from None
+                    bad(UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"))
+                    continue
                 if number == 1:
                     line = line.removeprefix("\ufeff")
                 yield number, line
@@ -150,25 +167,27 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+def _json_lines(path: Path, bad: Bad) -> Iterator[Row]:
+    for number, line in read_lines(path, bad):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            bad(UserError(f"{path}, line {number}: not JSON ({error})"))
+            continue
         if not isinstance(values, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
+            bad(UserError(f"{path}, line {number}: not a JSON object"))
+            continue
         yield Row(path, number, values)
 
 
-def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_cells(path: Path, bad: Bad) -> Iterator[tuple[int, list[str]]]:
     consumed = 0
 
     def lines() -> Iterator[str]:
         nonlocal consumed
-        for number, line in _lines(path):
+        for number, line in read_lines(path, bad):
             consumed = number
             yield line + "\n"
 
@@ -184,6 +203,7 @@ def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _table(
     path: Path,
     cells: Iterator[tuple[int, list[str]]],
+    bad: Bad,
     columns: tuple[str, ...] = (),
     *,
     skip_short: bool = False,
@@ -202,8 +222,9 @@ def _table(
             continue
         if len(row) != len(header):
             named = f"there should be {len(header)}" if headless else f"the header names {len(header)}"
-            raise UserError(f"{path}, line {number}: {len(row)} columns, but {named}")
-        yield Row(path, number, dict(zip(header, row, strict=True)))
+            bad(UserError(f"{path}, line {number}: {len(row)} columns, but {named}"))
+        else:
+            yield Row(path, number, dict(zip(header, row, strict=True)))
 
 
 def shortened(labels: Sequence[str]) -> str:

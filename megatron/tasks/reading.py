@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from megatron.tasks.reading_files import read_questions
 from megatron.tasks.reading_metrics import Squad2Inputs, cmrc_scores, squad2_scores, squad_scores
-from megatron.tasks.spans import SPANS, Answer, Question
+from megatron.tasks.spans import SPANS, Answer, Question, parse_question
 from megatron.tasks.submission import json_object
 from megatron.tasks.task import Hyperparameters, Reading, Task
 
@@ -55,6 +55,8 @@ CMRC2018 = Task(
     read=read_questions,
     scores=chinese_scores,
     submission=answers_object,
+    parse=parse_question,
+    text_columns=("question", "context"),
     train_files=("train.json", "cmrc2018_train.json"),
     dev_files=("dev.json", "cmrc2018_dev.json"),
     test_files=(("test.json", "cmrc2018_predict.json"),),
@@ -69,6 +71,8 @@ DRCD = Task(
     read=read_questions,
     scores=chinese_scores,
     submission=answers_object,
+    parse=parse_question,
+    text_columns=("question", "context"),
     train_files=("DRCD_training.json", "train.json"),
     dev_files=("DRCD_dev.json", "dev.json"),
     test_files=(("test.json", "drcd_predict.json"), ("DRCD_test.json", "drcd_test_predict.json")),
@@ -83,6 +87,8 @@ SQUAD = Task(
     read=read_questions,
     scores=english_scores,
     submission=answers_object,
+    parse=parse_question,
+    text_columns=("question", "context"),
     train_files=("train-v1.1.json", "train.json"),
     dev_files=("dev-v1.1.json", "dev.json"),
     # the test set is not public: what is published are answers to the dev file
@@ -98,6 +104,8 @@ SQUAD2 = Task(
     read=read_questions,
     scores=english_scores,
     submission=answers_object,
+    parse=parse_question,
+    text_columns=("question", "context"),
     train_files=("train-v2.0.json", "train.json"),
     dev_files=("dev-v2.0.json", "dev.json"),
     test_files=(("test.json", "squad2_predict.json"), ("dev-v2.0.json", "squad2_dev_predict.json")),

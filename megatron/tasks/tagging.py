@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch
+from megatron.tasks.readers import Row
 from megatron.tasks.tags import Entity, entities_of, spell
 from megatron.tasks.task import Kind, Task
 
@@ -29,6 +30,23 @@ class TaggedText:
     text: str
     entities: tuple[Entity, ...] | None
     id: int | str
+
+
+def parse_text(task: Task, row: Row) -> TaggedText:
+    """A text to tag: a row of "text", or it alone."""
+    if "texts" not in row.values:
+        return TaggedText(row.text("text"), None, row.line)
+    texts = row.texts("texts")
+    if len(texts) != 1:
+        raise row.error(f"{len(texts)} texts, but {task.name} takes 1")
+    return TaggedText(texts[0], None, row.line)
+
+
+def entities_as_json(task: Task, example: TaggedText, prediction: tuple[Entity, ...]) -> dict[str, Any]:
+    """Entities with their characters [first, last] and what they read."""
+    del task
+    found = [{**asdict(entity), "text": example.text[entity.first : entity.last + 1]} for entity in prediction]
+    return {"entities": found}
 
 
 def character_ids(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
@@ -149,4 +167,5 @@ TAGGING: Kind[TaggedText, tuple[Entity, ...]] = Kind(
     encode=encode_tagged,
     loss=tag_loss,
     decode=likeliest_entities,
+    as_json=entities_as_json,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.tasks.tagging import TAGGING, entity_lines
+from megatron.tasks.tagging import TAGGING, entity_lines, parse_text
 from megatron.tasks.tagging_files import column_reader, own_tags, read_spans, read_tagged
 from megatron.tasks.tagging_metrics import macro_scores, micro_scores
 from megatron.tasks.tags import tag_set
@@ -18,7 +18,14 @@ from megatron.tasks.task import Hyperparameters, Task
 
 def _tagging_task(**rest: Any) -> Task:
     """A task of entities, scored by their F1."""
-    return Task(**{"kind": TAGGING, "scores": micro_scores, "submission": entity_lines, **rest})
+    common = {
+        "kind": TAGGING,
+        "scores": micro_scores,
+        "submission": entity_lines,
+        "parse": parse_text,
+        "text_columns": ("text",),
+    }
+    return Task(**{**common, **rest})
 
 
 _CLUENER_TYPES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from megatron.tasks.encode import Encoded, TaskBatch
 if TYPE_CHECKING:
     from megatron.data.tokenizer import Tokenizer
     from megatron.tasks.config import TaskConfig
+    from megatron.tasks.readers import Row
 
 Split = Literal["train", "dev", "test"]
 """Examples of a test file have no labels."""
@@ -33,6 +35,7 @@ class Kind(Generic[Example, Prediction]):
     loss(task, outputs, batch): the sum of the losses (nats) of a batch, and how many of its labels were hit.
     decode(task, examples, encoded, outputs): a prediction for each example; outputs [inputs, ...] of "sequence" and
     "masked", [tokens, num_outputs] of "token", in the order of `encoded`.
+    as_json(task, example, prediction): a prediction for files and users of Python [default: its fields].
     """
 
     name: str
@@ -41,6 +44,9 @@ class Kind(Generic[Example, Prediction]):
     encode: Callable[[Task, Sequence[Example], Tokenizer, int], Encoded]
     loss: Callable[[Task, Tensor, TaskBatch], tuple[Tensor, Tensor]]
     decode: Callable[[Task, Sequence[Example], Encoded, np.ndarray], list[Prediction]]
+    as_json: Callable[[Task, Example, Prediction], dict[str, Any]] = lambda task, example, prediction: (
+        dataclasses.asdict(prediction)  # type: ignore[call-overload]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,9 @@ class Task:
     read(task, path, split): the examples of a file, in its order; `UserError` names file and line of what is wrong.
     scores(task, examples, predictions): the metrics in [0, 1]; the first is the one that the best checkpoint has most
     of. submission(examples, predictions): the text of a result file.
+    parse(task, row): the example, without label, of a row to predict, which is one of the task's files or has only
+    "texts", a list of the texts that its form is made of; `UserError` says what is wrong. None: nothing but files.
+    text_columns: the keys of those texts in rows, where it is known.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
     other. test_files: names of test files and of the submission files that belong to them. scored_files: names of test
@@ -114,6 +123,8 @@ class Task:
     read: Callable[[Task, Path, Split], list[Any]]
     scores: Callable[[Task, Sequence[Any], Sequence[Any]], dict[str, float]]
     submission: Callable[[Sequence[Any], Sequence[Any]], str]
+    parse: Callable[[Task, Row], Any] | None = None
+    text_columns: tuple[str, ...] = ()
     truncate: Literal["longest", "second"] = "longest"
     train_files: tuple[str, ...] = ("train.json",)
     dev_files: tuple[str, ...] = ("dev.json",)

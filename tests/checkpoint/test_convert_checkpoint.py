@@ -26,8 +26,11 @@ def test_there_and_back_as_typed(tmp_path: Path) -> None:
     assert there.returncode == 0, there.stderr
     assert there.stdout.startswith(f"MLM logits, SOP logits equal those of transformers {transformers.__version__} to ")
     assert there.stderr == ""
-    back = convert("to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out")
+    onnx = tmp_path / "model.onnx"
+    back = convert("to-hf", "--load", tmp_path / "save", "--output", tmp_path / "out", "--onnx", onnx)
     assert back.returncode == 0, back.stderr
+    assert back.stderr == ""
+    assert f"{onnx}: outputs of onnxruntime equal to " in back.stdout
     assert back.stdout.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     assert {name: tensor.tolist() for name, tensor in before.items()} == {

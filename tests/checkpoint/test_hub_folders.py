@@ -107,8 +107,10 @@ def test_a_masked_lm_has_no_binary_head(tmp_path: Path) -> None:
     assert "lm_head.bias" in hub.parameters
 
 
-def test_a_head_of_another_task_is_reported(tmp_path: Path) -> None:
-    hub = read_huggingface(save_hub(hub_model("bert", "ForSequenceClassification"), tmp_path))
+def test_a_head_of_an_unknown_class_is_reported(tmp_path: Path) -> None:
+    folder = save_hub(hub_model("bert", "ForSequenceClassification"), tmp_path)
+    change_config(folder, architectures=["BertForColours"])
+    hub = read_huggingface(folder)
     assert hub.notices[-1] == "not converted: classifier.bias, classifier.weight"
     assert {"pooler.dense.weight", "pooler.dense.bias"} <= set(hub.parameters)
 

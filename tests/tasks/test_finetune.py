@@ -163,6 +163,7 @@ def test_evaluations_and_the_best_checkpoint(config: FinetuneConfig, tmp_path: P
         "name": "classification",
         "head": "classification",
         "labels": ["bad", "good"],
+        "text_columns": ["text"],
         "seq_length": 32,
     }
 

@@ -1,0 +1,68 @@
+"""What a fine-tuned checkpoint says about its task, and the task as it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from megatron.config import to_dict
+from megatron.errors import UserError
+from megatron.tasks.prompts import PROMPTS, prompt_description, with_prompt
+from megatron.tasks.table import find_task
+from megatron.tasks.task import Task
+
+
+def description(task: Task, seq_length: int) -> dict[str, Any]:
+    """What a fine-tuned checkpoint says about its task: all that `described_task` needs to predict."""
+    found = {
+        "name": task.name,
+        "head": task.kind.name,
+        "labels": list(task.labels),
+        "text_columns": list(task.text_columns),
+        "seq_length": seq_length,
+    }
+    if task.reading is not None:
+        found["reading"] = to_dict(task.reading)
+    if task.kind is PROMPTS:
+        found["prompt"] = prompt_description(task)
+    return found
+
+
+def as_saved(task: Task, saved: dict[str, Any]) -> Task:
+    """The task with the options of reading and the prompt of a description, as far as it has them."""
+    if task.reading is not None:
+        known = {field.name for field in dataclasses.fields(task.reading)} & set(saved.get("reading", ()))
+        reading = dataclasses.replace(task.reading, **{name: saved["reading"][name] for name in known})
+        task = dataclasses.replace(task, reading=reading)
+    return with_prompt(task, saved["prompt"]) if "prompt" in saved else task
+
+
+def described_task(saved: dict[str, Any], where: Path) -> tuple[Task, int]:
+    """The task of a description and the tokens of its longest input. where: the file it stands in, for messages.
+
+    Raises `UserError` if it is damaged, or of a task that is none of ours.
+    """
+
+    def strings(name: str) -> tuple[str, ...]:
+        values = saved.get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"{where}: {name} of the task must be a list of strings")
+        return tuple(values)
+
+    name, seq_length = saved.get("name"), saved.get("seq_length")
+    if not isinstance(name, str) or not isinstance(seq_length, int) or seq_length < 8:
+        raise UserError(f"{where}: the task lacks its name or its seq_length")
+    try:
+        task = find_task(name)
+    except UserError:
+        raise UserError(f"{where}: the task {name!r} is unknown here") from None
+    try:
+        task = as_saved(task, saved)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where}: the reading or the prompt of the task is damaged ({error})") from None
+    if saved.get("head") != task.kind.name:
+        raise UserError(f"{where}: the task {name} has a head for {task.kind.name}, not for {saved.get('head')!r}")
+    if task.complete is None:
+        return task, seq_length
+    return dataclasses.replace(task, labels=strings("labels"), text_columns=strings("text_columns")), seq_length
