@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron.tasks.choice_tasks import chid_answers, read_chid
+from megatron.tasks.choices import choice_scores
 from megatron.tasks.classification import Classified, accuracy_scores, columns, text_reader
+from megatron.tasks.cloze import CLOZE
 from megatron.tasks.clue import keywords_and_abstract, marked_pronoun, marked_spans, text_task
-from megatron.tasks.prompts import PROMPTS, ClozeExample
+from megatron.tasks.prompts import ClozeExample
 from megatron.tasks.readers import read_rows
 from megatron.tasks.task import Hyperparameters, Prompt, Split, Task
 
@@ -221,14 +224,21 @@ FEWCLUE = (
     ),
     Task(
         name="fewclue-chid",
-        kind=PROMPTS,
+        kind=CLOZE,
         labels=tuple(str(number) for number in range(7)),
-        read=read_idiom_blanks,
-        scores=accuracy_scores,
-        submission=answer_lines,
-        prompt=Prompt(pattern="{0}" + "[MASK]" * IDIOM_CHARACTERS + "{1}", defaults=_PET),
+        read=read_chid,
+        scores=choice_scores,
+        submission=chid_answers,
+        prompt=Prompt(
+            pattern="{0}" + "[MASK]" * IDIOM_CHARACTERS + "{1}",
+            read=read_idiom_blanks,
+            scores=accuracy_scores,
+            submission=answer_lines,
+            defaults=_PET,
+        ),
         **_FILES,
         test_files=(("test.json", "chidf_predict.json"),),
+        defaults=_FEW,
     ),
     text_task(
         name="fewclue-csl",

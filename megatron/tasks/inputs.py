@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
-from megatron.tasks.encode import Encoded
 from megatron.tasks.descriptions import as_saved
-from megatron.tasks.prompts import PROMPTS, with_prompt
+from megatron.tasks.encode import Encoded
+from megatron.tasks.prompts import with_prompt
 from megatron.tasks.readers import find_file
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Split, Task
@@ -111,8 +111,6 @@ def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None
         task = as_saved(task, saved)
     elif config.prompt or config.zero_shot:
         task = with_prompt(task)
-    elif task.kind is PROMPTS:
-        raise UserError(f"--task {config.task} is done by its pattern: give --prompt or --zero-shot")
     if task.complete is None:
         return task
     if saved is not None:

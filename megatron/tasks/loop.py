@@ -21,9 +21,9 @@ from megatron.optimizer.schedule import Schedule
 from megatron.tasks import model
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
+from megatron.tasks.descriptions import description
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.evaluation import evaluate, main_score, scores_line
-from megatron.tasks.descriptions import description
 from megatron.tasks.inputs import Inputs
 from megatron.tasks.run import Run
 from megatron.training.model import new_optimizer

@@ -20,8 +20,8 @@ from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import WINDOW_BATCHES
-from megatron.tasks.evaluation import outputs_of
 from megatron.tasks.descriptions import described_task
+from megatron.tasks.evaluation import outputs_of
 from megatron.tasks.model import TaskModel, build
 from megatron.tasks.pretrained import load_weights, open_pretrained
 from megatron.tasks.readers import Row

@@ -25,8 +25,8 @@ from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, parameter_pieces
 from megatron.tasks import Predictor, load_predictor
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
-from megatron.tasks.finetune import finetune
 from megatron.tasks.descriptions import description
+from megatron.tasks.finetune import finetune
 from megatron.tasks.readers import MAX_LINE_BYTES, read_rows
 from megatron.tasks.table import TASKS, find_task
 from tests.commands import ROOT, run
