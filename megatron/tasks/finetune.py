@@ -89,12 +89,12 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     if train_set is None or objective is None:
         for chunk in run.model.chunks:
             chunk.to(context.device, DTYPES[config.precision.dtype])
-        found = evaluate(run, dev_set)
+        best = evaluate(run, dev_set)
     else:
         trained = train(run, objective, train_set.encoded, dev_set)
-        found = trained.best
-    recorder.say(f"dev: {scores_line(found)}")
-    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **found}))
+        best = trained.best
+    recorder.say(f"dev: {scores_line(best)}")
+    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **best}))
     if config.tuning.error_report:
         for name, text in error_reports(task, dev_set.examples, answers(run, dev_set)[0]).items():
             _write(run, run.output / name, text)
@@ -105,7 +105,7 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         _write(run, path, task.submission(test_set.examples, predictions))
         recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
     recorder.close()
-    text = json_text(summary(run, trained, found, time.perf_counter() - started))
+    text = json_text(summary(run, trained, best, time.perf_counter() - started))
     _write(run, run.output / SUMMARY, text)
 
 

@@ -16,7 +16,7 @@ import torch
 from megatron import __version__
 from megatron.config import to_dict
 from megatron.mpu.context import ParallelContext
-from megatron.tasks.classification import Classified
+from megatron.tasks.classification import Classified, TextExample
 from megatron.tasks.loop import BEST, Trained
 from megatron.tasks.run import Run
 from megatron.tasks.task import Task
@@ -41,7 +41,7 @@ def confusion_table(labels: Sequence[str], gold: np.ndarray, found: np.ndarray) 
 
 def error_reports(task: Task, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, str]:
     """The texts of the reports of a dev file by file name: of classification the confusion matrix, too."""
-    if not all(isinstance(prediction, Classified) for prediction in predictions):
+    if not (isinstance(examples[0], TextExample) and isinstance(predictions[0], Classified)):
         return {ERRORS: _lines(_wrong(task, examples, predictions))}
     index = {label: number for number, label in enumerate(task.labels)}
     gold = np.array([example.label for example in examples])
@@ -62,17 +62,14 @@ def error_reports(task: Task, examples: Sequence[Any], predictions: Sequence[Any
 
 
 def _wrong(task: Task, examples: Sequence[Any], predictions: Sequence[Any]) -> list[dict[str, Any]]:
-    """Examples that score less than all alone, whatever they are, with their predictions."""
+    """Examples, whatever they are, that score less than 1 alone, with their predictions."""
     found = []
     for example, prediction in zip(examples, predictions, strict=True):
         name, score = next(iter(task.scores(task, [example], [prediction]).items()))
-        if score < 1:
-            found.append({**_fields(example), "prediction": _fields(prediction), name: score})
+        nothing_to_find = prediction == () == getattr(example, "entities", None)  # whose F1 is 0 by convention
+        if score < 1 and not nothing_to_find:
+            found.append({**dataclasses.asdict(example), "prediction": prediction, name: score})
     return found
-
-
-def _fields(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
@@ -80,7 +77,9 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for arrays, numbers of numpy, and sets."""
+    """What JSON has for dataclasses, arrays and numbers of numpy, and sets."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else sorted(value)
 
 

@@ -213,7 +213,10 @@ def test_weights_of_tokens() -> None:
     torch.testing.assert_close(weighted_loss(outputs, batch, weights) / (2 + 3 * 4 / 6), mean)
 
 
-def test_r_drop_goes_twice_through_the_model(config: FinetuneConfig) -> None:
+@pytest.mark.parametrize("weights", [None, "0.5,2"])
+def test_r_drop_goes_twice_through_the_model(config: FinetuneConfig, weights: str | None) -> None:
+    of_classes = None if weights is None else torch.tensor([0.5, 2.0])
+
     def r_drop(call: Callable[[int], Tensor], labels: Tensor) -> Tensor:
         one, two = call(0), call(1)
         p, q = one.log_softmax(1), two.log_softmax(1)
@@ -221,9 +224,13 @@ def test_r_drop_goes_twice_through_the_model(config: FinetuneConfig) -> None:
             F.kl_div(p, q.exp(), reduction="batchmean") + F.kl_div(q, p.exp(), reduction="batchmean")
         ) / 2
         assert divergence > 0
-        return (F.cross_entropy(one, labels) + F.cross_entropy(two, labels)) / 2 + 0.7 * divergence
+        losses = [F.cross_entropy(outputs, labels, weight=of_classes) for outputs in (one, two)]
+        return sum(losses, torch.zeros(())) / 2 + 0.7 * divergence
 
-    config = changed(config, "tuning", r_drop=0.7, hidden_dropout=0.2, attention_dropout=0.2)
+    config = changed(
+        config, "tuning", r_drop=0.7, class_weights=weights, hidden_dropout=0.2, attention_dropout=0.2
+    )
+    config = changed(config, "tuning", micro_batch_size=4)
     assert_equal_steps(config, plain_torch_loop(config, r_drop, dropout=0.2))
 
 
@@ -451,6 +458,24 @@ def test_errors_of_other_kinds_are_examples_beside_predictions() -> None:
         "prediction": {"text": "丙", "where": [2, 3]},
         "exact": 0.0,
     }
+
+
+def test_texts_without_entities_in_which_none_was_found_are_no_errors() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Tagged:
+        text: str
+        entities: tuple[tuple[int, int, str], ...]
+
+    def scores(task: Any, examples: Any, predictions: Any) -> dict[str, float]:
+        right = sum(len(set(e.entities) & set(p)) for e, p in zip(examples, predictions, strict=True))
+        total = sum(len(e.entities) + len(p) for e, p in zip(examples, predictions, strict=True))
+        return {"f1": 2 * right / total if total else 0.0}
+
+    name = (0, 1, "name")
+    examples = [Tagged("甲", ()), Tagged("乙", (name,)), Tagged("丙", (name,)), Tagged("丁", ())]
+    reports = error_reports(dataclasses.replace(find_task("tnews"), scores=scores), examples, [(), (name,), (), (name,)])
+    errors = [json.loads(line) for line in reports["errors.jsonl"].splitlines()]
+    assert [(error["text"], error["prediction"]) for error in errors] == [("丙", []), ("丁", [[0, 1, "name"]])]
 
 
 def test_labels_with_tabs_stay_cells() -> None:
