@@ -473,7 +473,8 @@ def test_texts_without_entities_in_which_none_was_found_are_no_errors() -> None:
 
     name = (0, 1, "name")
     examples = [Tagged("甲", ()), Tagged("乙", (name,)), Tagged("丙", (name,)), Tagged("丁", ())]
-    reports = error_reports(dataclasses.replace(find_task("tnews"), scores=scores), examples, [(), (name,), (), (name,)])
+    task = dataclasses.replace(find_task("tnews"), scores=scores)
+    reports = error_reports(task, examples, [(), (name,), (), (name,)])
     errors = [json.loads(line) for line in reports["errors.jsonl"].splitlines()]
     assert [(error["text"], error["prediction"]) for error in errors] == [("丙", []), ("丁", [[0, 1, "name"]])]
 
