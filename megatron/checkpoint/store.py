@@ -177,7 +177,7 @@ def _prune(folder: Path, newest: Path, pruning: Pruning) -> None:
     if pruning.last is None:
         return
     older = [path for path in _known(folder) if _number(path) < _number(newest)]
-    for path in older[: len(older) - (pruning.last - 1)] if pruning.last > 1 else older:
+    for path in older[: max(0, len(older) - (pruning.last - 1))]:
         if pruning.every is None or _number(path) % pruning.every:
             gone = path.with_name(f".{path.name}.old")
             with contextlib.suppress(OSError):  # the new one is safe; what cannot be removed is not worth a run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megatron.config import ModelConfig
 from megatron.model.parts import ModelPart, Recompute, whole
-from megatron.model.transformer import Encoder, activation_function
+from megatron.model.transformer import Encoder, activation_function, frozen_output
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
 from megatron.mpu.layers import (
@@ -140,6 +140,8 @@ class BertEncoder(nn.Module):
         """
         if isinstance(self.embeddings, Embeddings):
             x = self.embeddings(tokens, token_types, keys)
+            if self.part.frozen_layers is not None:
+                x = frozen_output(x)
         assert x is not None
         x = self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
         if self.part.has_heads and self.context.sequence_parallel:

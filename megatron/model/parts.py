@@ -16,12 +16,16 @@ _MASKED = 0.15  # share of tokens at which the head is computed
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPart:
-    """Layers `first` to `stop` - 1 of the whole model; embeddings with the first part, heads with the last."""
+    """Layers `first` to `stop` - 1 of the whole model; embeddings with the first part, heads with the last.
+
+    frozen_layers: the backward ends before the first so many layers of the whole model; None: it goes through all.
+    """
 
     first: int
     stop: int
     has_embeddings: bool = True
     has_heads: bool = True
+    frozen_layers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,14 @@ def output_std(config: ModelConfig) -> float:
     return config.init_method_std / scale
 
 
+def frozen_output(x: Tensor) -> Tensor:
+    """What a frozen part of the model gave, without the activations that only a backward through it would need.
+
+    It wants a gradient, which nothing uses: what follows may compute those of its own weights only where one is wanted.
+    """
+    return x.detach().requires_grad_(torch.is_grad_enabled())
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h]."""
 
@@ -120,6 +128,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, context: ParallelContext, part: ModelPart, recompute: Recompute) -> None:
         super().__init__()
         self.recompute = recompute
+        self.frozen_layers = part.frozen_layers or 0
         in_attention = recompute.granularity == "selective"
         # Keyed by the layer's number in the whole model, so that names are global.
         self.layers = nn.ModuleDict(
@@ -134,7 +143,10 @@ class Encoder(nn.Module):
             self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
 
     def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
-        for numbers, again in self.recompute.stretches(list(self.layers)):
+        frozen = [number for number in self.layers if int(number) < self.frozen_layers]
+        for number in frozen:
+            x = frozen_output(self.layers[number](x, bias, keys))
+        for numbers, again in self.recompute.stretches(list(self.layers)[len(frozen) :]):
             if again:
                 x = recomputed(self._through, numbers, x, bias, keys)
             else:

@@ -8,7 +8,7 @@ and the weights are all-gathered while the next forward begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,14 @@ _ALIGNMENT = 16  # elements: a parameter starts on a cache line
 class Run:
     """A stretch of a rank's own part of a bucket whose elements are treated alike.
 
-    decay: with weight decay; counted: in the norm by this rank; partial: summed over the tensor group (`ShardSpec`).
+    decay: with weight decay; rate: factor of the learning rate; counted: in the norm by this rank; partial: summed over
+    the tensor group (`ShardSpec`).
     """
 
     start: int
     stop: int
     decay: bool
+    rate: float
     counted: bool
     partial: bool
 
@@ -50,22 +52,39 @@ class BucketLayout:
     tied: bool
 
 
+def full_rate(name: str) -> float:
+    """The factor of the learning rate of a parameter where nothing else is said."""
+    del name
+    return 1.0
+
+
 def bucket_layouts(
-    modules: Sequence[nn.Module], context: ParallelContext, *, sharded: bool, bucket_size: int
+    modules: Sequence[nn.Module],
+    context: ParallelContext,
+    *,
+    sharded: bool,
+    bucket_size: int,
+    rate_of: Callable[[str], float] = full_rate,
 ) -> list[BucketLayout]:
     """How the parameters of some modules are divided into buckets. Takes only their names, shapes and `ShardSpec`s.
 
-    sharded, bucket_size: as in `FlatParameters`.
+    sharded, bucket_size, rate_of: as in `FlatParameters`.
     """
     named = [item for module in reversed(modules) for item in reversed(list(module.named_parameters()))]
     sharded = sharded and context.data.size > 1
-    return [_layout(group, context, sharded=sharded) for group in _grouped(named, bucket_size)]
+    return [_layout(group, context, rate_of, sharded=sharded) for group in _grouped(named, bucket_size)]
 
 
-def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext, *, sharded: bool) -> BucketLayout:
+def _layout(
+    named: Sequence[tuple[str, nn.Parameter]],
+    context: ParallelContext,
+    rate_of: Callable[[str], float],
+    *,
+    sharded: bool,
+) -> BucketLayout:
     tied = any(shard_of(parameter).tied for _, parameter in named)
     counted_here = not tied or context.embedding.rank == 0
-    kinds = {name: _kind(parameter) for name, parameter in named}
+    kinds = {name: (*_kind(parameter), rate_of(name)) for name, parameter in named}
     offsets: dict[str, int] = {}
     offset = 0
     stretches = []
@@ -75,15 +94,15 @@ def _layout(named: Sequence[tuple[str, nn.Parameter]], context: ParallelContext,
             if kinds[name] == kind:
                 offsets[name] = offset
                 offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-        decay, divided, partial = kind
-        counted = counted_here and (divided or context.tensor.rank == 0)
-        stretches.append((start, offset, decay, counted, partial))
+        decay, divided, partial, rate = kind
+        counted = counted_here and (divided or context.tensor.rank == 0) and rate > 0
+        stretches.append((start, offset, decay, rate, counted, partial))
     members = context.data.size if sharded else 1
     share = -(-offset // members // _ALIGNMENT) * _ALIGNMENT
     own = slice(share * context.data.rank, share * (context.data.rank + 1)) if sharded else slice(0, share)
     runs = tuple(
-        Run(start=low - own.start, stop=high - own.start, decay=decay, counted=counted, partial=partial)
-        for start, stop, decay, counted, partial in stretches
+        Run(start=low - own.start, stop=high - own.start, decay=decay, rate=rate, counted=counted, partial=partial)
+        for start, stop, decay, rate, counted, partial in stretches
         if (low := max(start, own.start)) < (high := min(stop, own.stop))
     )
     return BucketLayout(
@@ -136,19 +155,22 @@ class FlatParameters:
         sharded: bool = False,
         bucket_size: int = 40_000_000,
         units: Sequence[nn.Module] = (),
+        rate_of: Callable[[str], float] = full_rate,
     ) -> None:
         """Moves the modules to the context's device. Decay: all parameters of two or more dimensions.
 
         sharded: ZeRO-1. bucket_size: elements at which a bucket is closed. units: parts of the modules that are called
-        one after another; a call waits for the weights that are still being gathered.
+        one after another; a call waits for the weights that are still being gathered. rate_of: the factor of the
+        learning rate of a parameter, by its global name; one of 0 gets no updates and does not count in the norm.
         """
         self.context, self.dtype = context, dtype
         self.sharded = sharded and context.data.size > 1
         self._next = 0
+        self._finished = False
         self.shards: dict[str, ShardSpec] = {}
         self._places: dict[str, tuple[int, int, torch.Size]] = {}  # bucket, offset in it, local shape
         self._home: dict[nn.Parameter, Bucket] = {}
-        layouts = bucket_layouts(modules, context, sharded=sharded, bucket_size=bucket_size)
+        layouts = bucket_layouts(modules, context, sharded=sharded, bucket_size=bucket_size, rate_of=rate_of)
         self.buckets = [self._new_bucket(number, layout) for number, layout in enumerate(layouts)]
         self._places = {name: self._places[name] for m in modules for name, _ in m.named_parameters()}  # in their order
         for unit in units if self.sharded else ():
@@ -198,12 +220,19 @@ class FlatParameters:
     def begin_step(self, micro_batches: int) -> None:
         """Forget the gradients; the next backwards are those of `micro_batches` micro-batches."""
         self._next = 0
+        self._finished = False
         for bucket in self.buckets:
             bucket.gradients.zero_()
             bucket.missing = len(bucket.names) * micro_batches
 
     def finish_reduction(self) -> None:
-        """Wait until the own parts of the gradients are summed over all ranks that have summands."""
+        """Wait until the own parts of the gradients are summed over all ranks that have summands.
+
+        Does nothing once that is done, until the next `begin_step`.
+        """
+        if self._finished:
+            return
+        self._finished = True
         while self._next < len(self.buckets):
             self._start_reduction()
         for bucket in self.buckets:

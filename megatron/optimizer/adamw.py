@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.grads import FlatParameters
+from megatron.mpu.grads import FlatParameters, full_rate
 from megatron.mpu.sharding import Piece
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
@@ -45,27 +45,47 @@ class Optimizer:
         sharded: bool = False,
         bucket_size: int = 40_000_000,
         units: Sequence[nn.Module] = (),
+        rate_of: Callable[[str], float] = full_rate,
     ) -> None:
-        """modules: this stage's parts of the model; sharded, bucket_size, units: as in `FlatParameters`."""
+        """modules: this stage's parts of the model; sharded, bucket_size, units, rate_of: as in `FlatParameters`."""
         self.config = config
         self.precision = precision
         self.flat = FlatParameters(
-            modules, DTYPES[precision.dtype], context, sharded=sharded, bucket_size=bucket_size, units=units
+            modules,
+            DTYPES[precision.dtype],
+            context,
+            sharded=sharded,
+            bucket_size=bucket_size,
+            units=units,
+            rate_of=rate_of,
         )
         self.loss_scale: LossScale = initial_loss_scale(precision)
         self.steps = 0
         self.masters = [bucket.masters for bucket in self.flat.buckets]
         self.exp_avg = [torch.zeros_like(masters) for masters in self.masters]
         self.exp_avg_sq = [torch.zeros_like(masters) for masters in self.masters]
+        self._earlier_passes: list[torch.Tensor] = []
 
     def begin_step(self, micro_batches: int) -> None:
         """Forget the gradients of the last step; backwards of so many micro-batches follow."""
+        self._earlier_passes = []
+        self.flat.begin_step(micro_batches)
+
+    def finish_pass(self) -> None:
+        """Finish the reduction of the gradients of a pass that `next_pass` follows; `gradients` has them until then."""
+        self.flat.finish_reduction()
+
+    def next_pass(self, micro_batches: int) -> None:
+        """Once more over the batch of a step, after `finish_pass`: the gradients of both passes are added up."""
+        self._earlier_passes = [bucket.own_gradients.clone() for bucket in self.flat.buckets]
         self.flat.begin_step(micro_batches)
 
     def step(self, learning_rate: float) -> Outcome:
         """Finish the reduction of the gradients, clip, update. All ranks take or skip the step alike."""
         flat = self.flat
         flat.finish_reduction()
+        for bucket, earlier in zip(flat.buckets, self._earlier_passes, strict=False):
+            bucket.own_gradients.add_(earlier)
         scale = self.loss_scale.scale
         norm = flat.gradient_norm() / scale
         finite = math.isfinite(norm)
@@ -78,21 +98,20 @@ class Optimizer:
             for bucket in flat.buckets:
                 bucket.own_gradients.mul_(factor)
         self.steps += 1
-        for decay in (True, False):
-            self._update(decay, learning_rate)
+        kinds = {(run.decay, run.rate) for bucket in flat.buckets for run in bucket.runs if run.rate > 0}
+        for decay, rate in sorted(kinds, reverse=True):
+            self._update(decay, rate, learning_rate * rate)
         flat.publish()
         return Outcome(grad_norm=norm, skipped=False)
 
-    def _update(self, decay: bool, learning_rate: float) -> None:
-        """AdamW on what has or has not weight decay."""
+    def _update(self, decay: bool, rate: float, learning_rate: float) -> None:
+        """AdamW on what has or has not weight decay, and this factor of the learning rate."""
         places = [
             (number, slice(run.start, run.stop))
             for number, bucket in enumerate(self.flat.buckets)
             for run in bucket.runs
-            if run.decay == decay
+            if (run.decay, run.rate) == (decay, rate)
         ]
-        if not places:
-            return
         device = self.masters[0].device
         torch._fused_adamw_(
             [self.masters[number][part] for number, part in places],

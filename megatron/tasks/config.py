@@ -4,11 +4,13 @@ Names are Megatron-LM's where it has them.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.errors import raise_problems
+from megatron.tasks.class_weights import BALANCED, numbers_of
 from megatron.tasks.clue import OWN_TEXTS
 from megatron.tasks.task import Hyperparameters
 
@@ -69,7 +71,8 @@ class ModelSourceConfig:
     eval_only: bool = False
     """Do not train: --pretrained-checkpoint is a fine-tuned checkpoint (OUTPUT/best of a run) to evaluate."""
     output_dir: str = ""
-    """Folder for best/ (the checkpoint best on dev), dev_metrics.json, metrics.jsonl and submission files."""
+    """Folder for best/ (the checkpoint best on dev), dev_metrics.json, metrics.jsonl, submission files, and, when all
+    is done, summary.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +100,35 @@ class TuningConfig:
     clip_grad: float = 1.0
     """Largest norm of the whole gradient; 0 for no clipping."""
     micro_batch_size: int | None = None
-    """Samples that one process takes through the model at a time [default: its whole part of a batch]."""
+    """Samples that one process takes through the model at a time, whose gradients are accumulated [default: its whole
+    part of a batch]."""
     eval_interval: int | None = None
     """Steps between evaluations on the dev file [default: the end of each epoch]."""
+    early_stopping: int | None = None
+    """Stop after so many evaluations in a row without a better score."""
+    keep_last_checkpoints: int | None = None
+    """Keep the weights of the last so many evaluations in OUTPUT/last, besides OUTPUT/best."""
+    error_report: bool = False
+    """Write what the best weights get wrong in the dev file to OUTPUT/errors.jsonl, and OUTPUT/confusion.tsv."""
+    class_weights: str | None = None
+    """classification, tagging: a weight for each class in the loss, 1,2,0.5 in the order of the labels, or balanced:
+    inverse to their frequencies in the training file."""
+    freeze_layers: int | None = None
+    """Train neither the embeddings nor the first so many layers; 0 for the embeddings alone."""
+    layerwise_lr_decay: float = 1.0
+    """Learning rate of a layer over that of the one above it; the head has --lr (ELECTRA: 0.8)."""
+    r_drop: float = 0.0
+    """R-Drop: weight of the divergence between two passes with other dropout; twice the work and memory."""
+    fgm: float = 0.0
+    """FGM: a second pass with the word embeddings moved so far along their gradient; twice the work."""
     seed: int = 1234
     """Seed of the head's (or all) initial weights, sample order and dropout."""
 
     def problems(self) -> list[str]:
         """Violations of the rules of the hyper-parameters, as messages."""
         found = []
-        for name in ("epochs", "global_batch_size", "micro_batch_size", "eval_interval", "lr"):
+        positive = ("epochs", "global_batch_size", "micro_batch_size", "eval_interval", "lr")
+        for name in (*positive, "early_stopping", "keep_last_checkpoints"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"--{name.replace('_', '-')} must be positive, not {value}")
@@ -114,10 +136,16 @@ class TuningConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 found.append(f"--{name.replace('_', '-')} must be in [0, 1), not {value}")
-        for name in ("weight_decay", "clip_grad", "seed"):
+        for name in ("weight_decay", "clip_grad", "seed", "freeze_layers", "r_drop", "fgm"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                found.append(f"--{name.replace('_', '-')} must not be negative")
+            if value is not None and not 0 <= value < math.inf:
+                found.append(f"--{name.replace('_', '-')} must not be negative, and finite")
+        if not 0 < self.layerwise_lr_decay <= 1:
+            found.append(f"--layerwise-lr-decay must be above 0 and at most 1, not {self.layerwise_lr_decay}")
+        if self.class_weights not in (None, BALANCED) and numbers_of(str(self.class_weights)) is None:
+            found.append(f"--class-weights must be positive numbers 1,2,0.5 or balanced, not {self.class_weights}")
+        if self.fgm and self.freeze_layers is not None:
+            found.append("--fgm needs the gradient of the embeddings, so it excludes --freeze-layers")
         if self.seq_length is not None and self.seq_length < 8:
             found.append(f"--seq-length must be at least 8, not {self.seq_length}")
         return found

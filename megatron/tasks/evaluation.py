@@ -58,11 +58,16 @@ def outputs_of(
     return outputs.cpu().numpy(), losses.item()
 
 
+def answers(run: Run, inputs: Inputs) -> tuple[list[Any], float]:
+    """A prediction for each example, and the sum of losses (nats). Collective."""
+    outputs, losses = predict(run, inputs.encoded)
+    return run.task.kind.decode(run.task, inputs.examples, inputs.encoded, outputs), losses
+
+
 def evaluate(run: Run, inputs: Inputs) -> dict[str, Any]:
     """The task's scores, first of them the one that the best checkpoint has most of, and the mean loss (nats)."""
     encoded = inputs.encoded
-    outputs, losses = predict(run, encoded)
-    predictions = run.task.kind.decode(run.task, inputs.examples, encoded, outputs)
+    predictions, losses = answers(run, inputs)
     return {
         **run.task.scores(run.task, inputs.examples, predictions),
         "loss": losses / encoded.count(np.arange(encoded.num_rows)),

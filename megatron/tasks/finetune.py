@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from megatron.files import write_file
 from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
-from megatron.tasks.config import FinetuneConfig
-from megatron.tasks.evaluation import evaluate, predict, scores_line
+from megatron.tasks.config import FinetuneConfig, TuningConfig
+from megatron.tasks.evaluation import answers, evaluate, scores_line
 from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs, with_reading
 from megatron.tasks.loop import train
 from megatron.tasks.model import TaskModel, build
+from megatron.tasks.objective import new_objective
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
+from megatron.tasks.reports import SUMMARY, error_reports, summary
 from megatron.tasks.run import Run
 from megatron.tasks.submission import json_text, submission_name
 from megatron.tasks.task import Hyperparameters, Task
@@ -52,6 +55,7 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
 
 
 def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, context: ParallelContext) -> None:
+    started = time.perf_counter()
     saved = _saved_task(config, pretrained)
     with context.together():
         task = with_reading(open_task(config.task, files, saved), config.reading)
@@ -59,13 +63,16 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
             task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
         )
         hyper = config.tuning.hyperparameters(defaults)
-        shape = _shape(pretrained.model, hyper)
+        shape = _shape(pretrained.model, hyper, config.tuning)
         _check_layout(config, shape, context)
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
         train_set = read_inputs(task, files.train, "train", tokenizer, length) if files.train else None
         dev_set = read_inputs(task, files.dev, "dev", tokenizer, length)
         scored_sets = [read_inputs(task, (path,), "dev", tokenizer, length) for path in files.scored]
         test_sets = [read_inputs(task, (path,), "test", tokenizer, length) for path in files.tests]
+        objective = None if train_set is None else new_objective(config.tuning, task, train_set.encoded)
+        if context.is_main:  # that of an earlier run is not this one's
+            (Path(config.source.output_dir) / SUMMARY).unlink(missing_ok=True)
         recorder = _open_records(config, context)
     for line in _summary(config, task, hyper, train_set, (dev_set, *scored_sets, *test_sets)):
         recorder.say(line)
@@ -79,14 +86,19 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         recorder=recorder,
         output=Path(config.source.output_dir),
     )
-    if train_set is None:
+    trained = None
+    if train_set is None or objective is None:
         for chunk in run.model.chunks:
             chunk.to(context.device, DTYPES[config.precision.dtype])
-        found = evaluate(run, dev_set)
+        best = evaluate(run, dev_set)
     else:
-        found = train(run, train_set.encoded, dev_set)
-    recorder.say(f"dev: {scores_line(found)}")
-    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **found}))
+        trained = train(run, objective, train_set.encoded, dev_set)
+        best = trained.best
+    recorder.say(f"dev: {scores_line(best)}")
+    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **best}))
+    if config.tuning.error_report:
+        for name, text in error_reports(task, dev_set.examples, answers(run, dev_set)[0]).items():
+            _write(run, run.output / name, text)
     for scored_set in scored_sets:
         (scored_file,) = scored_set.paths
         found = evaluate(run, scored_set)
@@ -95,12 +107,13 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         _write(run, run.output / f"{stem}_metrics.json", json_text({"task": task.name, **found}))
     for test_set in test_sets:
         (test_file,) = test_set.paths
-        outputs, _ = predict(run, test_set.encoded)
-        predictions = task.kind.decode(task, test_set.examples, test_set.encoded, outputs)
+        predictions, _ = answers(run, test_set)
         path = run.output / submission_name(task, test_file)
         _write(run, path, task.submission(test_set.examples, predictions))
         recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
     recorder.close()
+    text = json_text(summary(run, trained, best, time.perf_counter() - started))
+    _write(run, run.output / SUMMARY, text)
 
 
 def _saved_task(config: FinetuneConfig, pretrained: Pretrained) -> dict[str, Any] | None:
@@ -112,7 +125,11 @@ def _saved_task(config: FinetuneConfig, pretrained: Pretrained) -> dict[str, Any
     return pretrained.task if config.source.eval_only else None
 
 
-def _shape(model: ModelConfig, hyper: Hyperparameters) -> ModelConfig:
+def _shape(model: ModelConfig, hyper: Hyperparameters, tuning: TuningConfig) -> ModelConfig:
+    if tuning.freeze_layers is not None and tuning.freeze_layers > model.num_layers:
+        raise UserError(f"--freeze-layers {tuning.freeze_layers}: the model has {model.num_layers} layers")
+    if tuning.r_drop and hyper.hidden_dropout == hyper.attention_dropout == 0:
+        raise UserError("--r-drop compares two dropouts: --hidden-dropout or --attention-dropout must be above 0")
     if hyper.seq_length > model.max_position_embeddings:
         raise UserError(
             f"--seq-length {hyper.seq_length} is above the model's {model.max_position_embeddings} positions; "
@@ -174,6 +191,7 @@ def _model(
         context,
         head=task.kind.head,
         num_outputs=task.kind.num_outputs(task),
+        frozen_layers=config.tuning.freeze_layers,
         seed=config.tuning.seed,
     )
     if source.from_scratch:

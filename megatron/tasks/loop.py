@@ -14,45 +14,59 @@ from megatron.checkpoint import json_bytes, load_tensors, save_checkpoint
 from megatron.checkpoint.store import CONFIG, TRAIN_STATE, Pruning
 from megatron.config import to_dict
 from megatron.errors import UserError
-from megatron.mpu.context import ParallelContext
 from megatron.mpu.random import DropoutKeys, dropout_keys
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.optimizer.schedule import Schedule
 from megatron.tasks import model
+from megatron.tasks.adversarial import adversarial_words
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
 from megatron.tasks.descriptions import description
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.evaluation import evaluate, main_score, scores_line
 from megatron.tasks.inputs import Inputs
+from megatron.tasks.layerwise import rate_factors
+from megatron.tasks.objective import Objective
 from megatron.tasks.run import Run
+from megatron.tasks.window import Window, new_sums, new_window, stacked, train_line, train_record
 from megatron.training.model import new_optimizer
-from megatron.training.records import clock
 
-BEST = "best"
+BEST, LAST = "best", "last"
 MAX_SKIPPED_STEPS = 50
 
 
-@dataclass
-class Window:
-    """What happened since the last record. sums: of losses (nats) and of hits, fp64 [2], of this rank's labels."""
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training came to. best, last: dev scores of the evaluation that was best and of the last one.
 
-    sums: torch.Tensor
-    started: float
-    samples: int = 0
-    labels: int = 0
-    tokens: int = 0
-    steps: int = 0
+    steps, samples: what was done, of `planned_steps`; seconds: of training alone, without evaluations.
+    """
+
+    best: dict[str, Any]
+    last: dict[str, Any]
+    steps: int
+    planned_steps: int
+    samples: int
+    seconds: float
 
 
-def train(run: Run, train_set: Encoded, dev_set: Inputs) -> dict[str, Any]:
-    """Train, evaluate and keep the best weights, which the model has in the end. Returns their dev scores.
+def train(run: Run, objective: Objective, train_set: Encoded, dev_set: Inputs) -> Trained:
+    """Train, evaluate and keep the best weights, which the model has in the end.
 
     Raises `UserError` after 50 steps in a row whose gradient was not finite.
     """
     tuning, hyper, context = run.config.tuning, run.hyper, run.context
     settings = optimizer_config(tuning, hyper)
-    optimizer = new_optimizer(run.model.chunks, settings, run.config.precision, run.config.parallel, context)
+    optimizer = new_optimizer(
+        run.model.chunks,
+        settings,
+        run.config.precision,
+        run.config.parallel,
+        context,
+        rate_of=rate_factors(
+            run.model.config.num_layers, frozen_layers=tuning.freeze_layers, decay=tuning.layerwise_lr_decay
+        ),
+    )
     examples = train_set.num_rows
     schedule = Schedule(
         config=settings,
@@ -62,32 +76,41 @@ def train(run: Run, train_set: Encoded, dev_set: Inputs) -> dict[str, Any]:
     epoch_steps = -(-examples // hyper.global_batch_size)
     steps = epoch_steps * hyper.epochs
     best: dict[str, Any] = {}
-    consumed = skipped = skipped_in_a_row = 0
-    window = _new_window(context)
+    last: dict[str, Any] = {}
+    consumed = skipped = skipped_in_a_row = worse_in_a_row = 0
+    window, started = new_window(context), time.perf_counter()
     for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
         rate = schedule.learning_rate(consumed)
         consumed += len(rows)
-        outcome = train_step(run, optimizer, train_set, rows, epoch, rate, window)
+        outcome = train_step(run, objective, optimizer, train_set, rows, epoch, rate, window)
         skipped += outcome.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
         if skipped_in_a_row == MAX_SKIPPED_STEPS:
             raise UserError(f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower --lr")
         position = {"step": step, "epoch": consumed / examples, "consumed_samples": consumed}
         if step % run.config.logging.log_interval == 0 or step == steps:
-            record = _train_record(position, window, context)
+            record = train_record(position, window, context, r_drop=objective.r_drop)
             record |= {"learning_rate": rate, "grad_norm": outcome.grad_norm, "skipped_steps": skipped}
-            run.recorder.write(record, _train_line(record, steps))
-            window = _new_window(context)
+            run.recorder.write(record, train_line(record, steps))
+            window = new_window(context)
         if step % (tuning.eval_interval or epoch_steps) == 0 or step == steps:
             paused = time.perf_counter()
-            found = {**evaluate(run, dev_set), **position}
-            run.recorder.write({"split": "dev", **found}, f"dev step {step}/{steps} | {scores_line(found)}")
-            if not best or found[main_score(found)] > best[main_score(found)]:
-                best = found
-                _save_best(run, optimizer, best)
-            window.started += time.perf_counter() - paused
+            last = {**evaluate(run, dev_set), **position}
+            run.recorder.write({"split": "dev", **last}, f"dev step {step}/{steps} | {scores_line(last)}")
+            worse_in_a_row += 1
+            if not best or last[main_score(last)] > best[main_score(last)]:
+                best, worse_in_a_row = last, 0
+                _save(run, optimizer, best, BEST, Pruning(last=1))
+            if tuning.keep_last_checkpoints is not None:
+                _save(run, optimizer, last, LAST, Pruning(last=tuning.keep_last_checkpoints))
+            pause = time.perf_counter() - paused
+            window.started, started = window.started + pause, started + pause
+            if worse_in_a_row == tuning.early_stopping and step < steps:
+                run.recorder.say(f"stopped early: no better {main_score(last)} since step {best['step']}")
+                break
+    seconds = time.perf_counter() - started
     _load_best(run, optimizer, best["step"])
-    return best
+    return Trained(best=best, last=last, steps=step, planned_steps=steps, samples=consumed, seconds=seconds)
 
 
 def _batches(run: Run, train_set: Encoded) -> Iterator[tuple[int, np.ndarray]]:
@@ -99,75 +122,57 @@ def _batches(run: Run, train_set: Encoded) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def train_step(
-    run: Run, optimizer: Optimizer, train_set: Encoded, rows: np.ndarray, epoch: int, rate: float, window: Window
+    run: Run,
+    objective: Objective,
+    optimizer: Optimizer,
+    train_set: Encoded,
+    rows: np.ndarray,
+    epoch: int,
+    rate: float,
+    window: Window,
 ) -> Outcome:
     """One step over a global batch, int64 [rows], of which this rank takes its share; counted in `window`.
 
-    The loss is the sum over the batch divided by its number of labels, whatever the division into shares.
+    The loss is the sum over the batch divided by the counts of the batch, whatever the division into shares.
     """
     context, tuning = run.context, run.config.tuning
     # A batch is sorted by length: dealing its rows out in turn gives ranks equal work.
     own = rows[context.data.rank :: context.data.size]
     size = tuning.micro_batch_size or max(len(own), 1)
     multiple = run.model.width_multiple
-    batches = [train_set.batch(own[start : start + size], multiple=multiple) for start in range(0, len(own), size)]
-    sums = torch.zeros_like(window.sums)
-
-    count = train_set.count(rows)
+    batches = [
+        objective.batch(train_set, own[start : start + size], multiple=multiple) for start in range(0, len(own), size)
+    ]
+    counts, totals = objective.counts(train_set, rows), new_sums(context)
 
     def loss(outputs: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
-        total, hits = run.task.kind.loss(run.task, outputs, batch)
-        sums.add_(torch.stack([total.detach().double(), hits.double()]))
-        return total * (optimizer.loss_scale.scale / count)
+        sums = objective.sums(outputs, batch)
+        totals.add_(stacked(sums))
+        return objective.value(sums, counts) * optimizer.loss_scale.scale
 
     def keys(batch: TaskBatch) -> DropoutKeys:
-        samples = torch.from_numpy(batch.inputs + epoch * train_set.num_inputs).to(context.device)
-        heads = run.model.config.num_attention_heads
-        return dropout_keys(tuning.seed, samples, sequence=batch.tokens.shape[1], heads=heads, context=context)
+        copy = np.repeat(np.arange(objective.copies), len(batch.inputs) // objective.copies)
+        samples = torch.from_numpy(batch.inputs + (epoch + copy * run.hyper.epochs) * train_set.num_inputs)
+        sequence, heads = batch.tokens.shape[1], run.model.config.num_attention_heads
+        return dropout_keys(tuning.seed, samples.to(context.device), sequence=sequence, heads=heads, context=context)
 
     optimizer.begin_step(len(batches))
     model.train(run.model, batches, loss, keys)
+    sums = totals.clone()  # without those of the adversarial pass
+    if tuning.fgm:
+        with adversarial_words(optimizer, tuning.fgm, context):
+            optimizer.next_pass(len(batches))
+            model.train(run.model, batches, loss, keys)
     outcome = optimizer.step(rate)
     window.steps += 1
     window.tokens += int(train_set.lengths_of(rows).sum())
-    if not outcome.skipped:  # the losses of a skipped step may not be numbers
-        window.samples += len(rows)
-        window.labels += count
-        window.sums += sums
+    if not outcome.skipped:
+        window.add(sums, counts, len(rows))
     return outcome
 
 
-def _new_window(context: ParallelContext) -> Window:
-    return Window(sums=torch.zeros(2, dtype=torch.float64, device=context.device), started=time.perf_counter())
-
-
-def _train_record(position: dict[str, Any], window: Window, context: ParallelContext) -> dict[str, Any]:
-    """Means over the labels of all ranks since the last record."""
-    loss, hits = context.pipeline.all_reduce_(context.data.all_reduce_(window.sums)).tolist()
-    seconds, labels = time.perf_counter() - window.started, max(window.labels, 1)
-    return {
-        "split": "train",
-        **position,
-        "loss": loss / labels,
-        "accuracy": hits / labels,
-        "samples_per_second": window.samples / seconds,
-        "tokens_per_second": window.tokens / seconds,
-        "step_seconds": seconds / window.steps,
-    }
-
-
-def _train_line(record: dict[str, Any], steps: int) -> str:
-    left = (steps - record["step"]) * record["step_seconds"]
-    skipped = f" | skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
-    return (
-        f"step {record['step']}/{steps} | epoch {record['epoch']:.2f} | loss {record['loss']:.4f} "
-        f"({record['accuracy']:.1%}) | lr {record['learning_rate']:.3e} | norm {record['grad_norm']:.3f}{skipped} "
-        f"| {record['samples_per_second']:.0f} samples/s | ETA {clock(left)}"
-    )
-
-
-def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
-    """Save the weights to OUTPUT/best in place of those that were the best before."""
+def _save(run: Run, optimizer: Optimizer, scores: dict[str, Any], name: str, pruning: Pruning) -> None:
+    """Save the weights in a folder of the output, and remove the older ones that `pruning` does not keep."""
     config = {
         **to_dict(run.config),
         "model": to_dict(run.model.config),
@@ -176,13 +181,13 @@ def _save_best(run: Run, optimizer: Optimizer, best: dict[str, Any]) -> None:
         "hyperparameters": to_dict(run.hyper),
     }
     save_checkpoint(
-        run.output / BEST,
-        best["step"],
+        run.output / name,
+        scores["step"],
         model=optimizer.weights(once=True),
         optimizer=[],
-        files={CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(best), **run.pretrained.tokenizer_files},
+        files={CONFIG: json_bytes(config), TRAIN_STATE: json_bytes(scores), **run.pretrained.tokenizer_files},
         context=run.context,
-        pruning=Pruning(last=1),
+        pruning=pruning,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -43,10 +43,12 @@ def build(
     *,
     head: Literal["sequence", "token", "masked"],
     num_outputs: int,
+    frozen_layers: int | None = None,
     seed: int,
 ) -> TaskModel:
-    """The chunks of this rank's stage with random weights, fp32."""
+    """The chunks of this rank's stage with random weights, fp32. frozen_layers: as in `ModelPart`."""
     recompute = Recompute.of(parallel)
+    parts = [replace(part, frozen_layers=frozen_layers) for part in own_parts(config, parallel, context.pipeline.rank)]
     chunks = [
         BertForPrompts(config, context, part, recompute)
         if head == "masked"
@@ -59,7 +61,7 @@ def build(
             per_token=head == "token",
             dropout=config.hidden_dropout,
         )
-        for part in own_parts(config, parallel, context.pipeline.rank)
+        for part in parts
     ]
     for chunk in chunks:
         initialize(chunk, seed)

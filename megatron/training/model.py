@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from megatron.data.batches import Batch
 from megatron.model import BertEncoder, BertForPreTraining, LossSums
 from megatron.model.parts import Recompute, own_parts
 from megatron.mpu.context import ParallelContext
+from megatron.mpu.grads import full_rate
 from megatron.mpu.pipeline.executor import Pipeline, boundary_shape, new_pipeline
 from megatron.mpu.random import DropoutKeys
 from megatron.mpu.sharding import initialize, shard_of
@@ -64,8 +65,10 @@ def new_optimizer(
     precision: PrecisionConfig,
     parallel: ParallelConfig,
     context: ParallelContext,
+    *,
+    rate_of: Callable[[str], float] = full_rate,
 ) -> Optimizer:
-    """The optimizer of a stage's chunks."""
+    """The optimizer of a stage's chunks. rate_of: as in `FlatParameters`."""
     return Optimizer(
         chunks,
         optimizer,
@@ -74,6 +77,7 @@ def new_optimizer(
         sharded=parallel.use_distributed_optimizer,
         bucket_size=parallel.ddp_bucket_size,
         units=[unit for chunk in chunks for unit in chunk.units()],
+        rate_of=rate_of,
     )
 
 

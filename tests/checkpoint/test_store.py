@@ -196,9 +196,12 @@ def test_old_ones_are_removed_when_the_new_one_is_there(tmp_path: Path) -> None:
     for step in range(1, 8):
         save(tmp_path, step, pruning=Pruning(last=2, every=3))
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_000000{step}" for step in (3, 6, 7)]
-    save(tmp_path, 8, pruning=Pruning(last=1))
-    assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000008"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000008", TRACKER]
+    for step in (8, 9, 10):  # more than there are
+        save(tmp_path, step, pruning=Pruning(last=6))
+    assert len(list(tmp_path.glob("iter_*"))) == 6
+    save(tmp_path, 11, pruning=Pruning(last=1))
+    assert [path.name for path in tmp_path.glob("iter_*")] == ["iter_0000011"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000011", TRACKER]
 
 
 @pytest.mark.parametrize(

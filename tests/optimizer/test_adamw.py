@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,51 @@ def test_steps_equal_torch_with_clipping_and_decay_of_matrices_only() -> None:
         losses(ours, step).backward()
         reference.zero_grad()
         losses(theirs, step).backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        assert optimizer.step(1e-2).grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_rates_by_parameter_are_groups_of_torch() -> None:
+    """Under the frozen first layer a gradient flows all the same; it does not count in the norm."""
+    factors = {"0.weight": 0.0, "0.bias": 0.0, "1.weight": 0.25, "1.bias": 0.25, "2.weight": 1.0, "2.bias": 0.5}
+    ours, theirs = network(), network()
+    optimizer = Optimizer([ours], CONFIG, PrecisionConfig(), ParallelContext.single(), rate_of=factors.__getitem__)
+    trained = {name: parameter for name, parameter in theirs.named_parameters() if factors[name]}
+    groups = [
+        {"params": [parameter], "weight_decay": 0.1 if parameter.dim() >= 2 else 0.0, "lr": 1e-2 * factors[name]}
+        for name, parameter in trained.items()
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-6)
+    first = [parameter.detach().clone() for parameter in ours[0].parameters()]
+    for step in range(5):
+        optimizer.begin_step(1)
+        losses(ours, step).backward()
+        reference.zero_grad()
+        losses(theirs, step).backward()
+        norm = nn.utils.clip_grad_norm_(trained.values(), 0.5)
+        assert optimizer.step(1e-2).grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(first, ours[0].parameters(), strict=True))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_of_two_passes_are_added_up() -> None:
+    ours, theirs = network(), network()
+    optimizer = Optimizer([ours], CONFIG, PrecisionConfig(), ParallelContext.single())
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.0)
+    optimizer.config = dataclasses.replace(CONFIG, weight_decay=0.0)
+    for step in range(0, 6, 2):
+        optimizer.begin_step(1)
+        losses(ours, step).backward()
+        optimizer.finish_pass()
+        optimizer.next_pass(1)
+        losses(ours, step + 1).backward()
+        reference.zero_grad()
+        (losses(theirs, step) + losses(theirs, step + 1)).backward()
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         assert optimizer.step(1e-2).grad_norm == pytest.approx(norm.item(), rel=1e-5)
         reference.step()

@@ -174,11 +174,11 @@ def test_official_row_plainly_and_in_its_pattern(name: str, checkpoint: Path, tm
     tokenizer = open_pretrained(checkpoint, tmp_path / "none", SINGLE).tokenizer
     task, row = find_task(name), ROWS[short(name)]
     labelled, test = write(tmp_path / "train_0.json", [row]), write(tmp_path / "test.json", unlabelled([row]), "\n")
-    (example,) = task.read(task, labelled, "train")
+    prompted = with_prompt(task)
+    (example,) = (prompted if short(name) == "chid" else task).read(task, labelled, "train")
     assert example.texts == PLAIN[short(name)]
     assert task.labels[example.label] == str(row["answer"] if short(name) == "chid" else row["label"])
 
-    prompted = with_prompt(task)
     inputs = read_inputs(prompted, (labelled,), "dev", tokenizer, 64)
     encoded = inputs.encoded
     assert encoded.masks is not None and encoded.candidates is not None
@@ -283,6 +283,7 @@ def test_a_tuned_checkpoint_says_its_prompt_and_is_evaluated_by_it(
         "name": name,
         "head": "prompts",
         "labels": list(task.labels),
+        "text_columns": list(task.text_columns),
         "seq_length": 48,
         "prompt": {"pattern": task.prompt.pattern, "words": list(task.prompt.words)},
     }
@@ -354,7 +355,6 @@ def test_splits_name_the_files(config: FinetuneConfig, folders: dict[str, Path])
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("task", {"task": "fewclue-chid", "prompt": False}, "fewclue-chid is done by its pattern: give --prompt"),
         ("task", {"zero_shot": True, "train_file": ("train_0.json",)}, "--zero-shot reads no --train-file"),
         ("task", {"split": "0", "dev_file": ("dev_0.json",)}, "--split names the training and dev files"),
         ("task", {"task": "fewclue-tnew"}, "unknown task (did you mean fewclue-tnews?)"),

@@ -181,8 +181,9 @@ def _compute(action: Action, received: Tensor | None, state: _State) -> None:
         else:
             torch.autograd.backward(output, received)
         if x is not None:
-            assert x.grad is not None
-            _give("gradient", action, part, x.grad, state)
+            # None where the part begins with frozen layers: the part before waits for something all the same.
+            gradient = torch.zeros_like(x) if x.grad is None else x.grad
+            _give("gradient", action, part, gradient, state)
 
 
 def _give(kind: Literal["activation", "gradient"], action: Action, part: int, tensor: Tensor, state: _State) -> None:
