@@ -16,6 +16,7 @@ from megatron.errors import UserError
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch, encode_texts
 from megatron.tasks.metrics import accuracies, binary_f1, softmax
 from megatron.tasks.readers import Row, read_rows, shortened
+from megatron.tasks.submission import label_lines
 from megatron.tasks.task import Kind, Split, Task
 
 if TYPE_CHECKING:
@@ -218,3 +219,34 @@ CLASSIFICATION: Kind[TextExample, Classified] = Kind(
     decode=likeliest,
     as_json=label_and_probabilities,
 )
+
+
+def text_task(
+    *,
+    texts: Callable[[Row], tuple[str, ...]],
+    label_key: str = "label",
+    skipped_labels: frozenset[str] = frozenset(),
+    test_ids: bool = True,
+    rows: Callable[[Path, Split], Iterator[Row]] = rows_of_any_file,
+    group: Callable[[Path], str] = lambda path: "",
+    text_columns: tuple[str, ...] = (),
+    **rest: Any,
+) -> Task:
+    """A task of one or two texts with a label, read as `text_reader` says and scored by accuracy.
+
+    text_columns: names of the texts where they are not columns. rest: other fields of `Task`, also in place of these.
+    """
+    read = text_reader(
+        texts, label_key=label_key, skipped_labels=skipped_labels, test_ids=test_ids, rows=rows, group=group
+    )
+    return Task(
+        **{
+            "kind": CLASSIFICATION,
+            "read": read,
+            "scores": accuracy_scores,
+            "submission": label_lines,
+            "parse": text_parser(texts),
+            "text_columns": texts.keys if isinstance(texts, Columns) else text_columns,
+            **rest,
+        }
+    )

@@ -6,44 +6,9 @@ are the best of PaddleNLP's published grid for BERT-base-sized models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from megatron.tasks.classification import (
-    CLASSIFICATION,
-    Columns,
-    accuracy_scores,
-    columns,
-    own_columns,
-    text_parser,
-    text_reader,
-)
+from megatron.tasks.classification import columns, own_columns, text_task
 from megatron.tasks.readers import Row
-from megatron.tasks.submission import label_lines
-from megatron.tasks.task import Hyperparameters, Task
-
-
-def text_task(
-    *,
-    texts: Callable[[Row], tuple[str, ...]],
-    skipped_labels: frozenset[str] = frozenset(),
-    test_ids: bool = True,
-    text_columns: tuple[str, ...] = (),
-    **rest: Any,
-) -> Task:
-    """A task of one or two texts with a label, scored by accuracy.
-
-    text_columns: names of the texts where they are not columns.
-    """
-    return Task(
-        kind=CLASSIFICATION,
-        read=text_reader(texts, skipped_labels=skipped_labels, test_ids=test_ids),
-        scores=accuracy_scores,
-        submission=label_lines,
-        parse=text_parser(texts),
-        text_columns=texts.keys if isinstance(texts, Columns) else text_columns,
-        **rest,
-    )
+from megatron.tasks.task import Hyperparameters
 
 
 def keywords_and_abstract(row: Row) -> tuple[str, ...]:

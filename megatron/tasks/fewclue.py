@@ -13,9 +13,9 @@ from typing import Any
 
 from megatron.tasks.choice_tasks import chid_answers, read_chid
 from megatron.tasks.choices import choice_scores
-from megatron.tasks.classification import Classified, accuracy_scores, columns, text_reader
+from megatron.tasks.classification import Classified, accuracy_scores, columns, text_reader, text_task
 from megatron.tasks.cloze import CLOZE
-from megatron.tasks.clue import keywords_and_abstract, marked_pronoun, marked_spans, text_task
+from megatron.tasks.clue import keywords_and_abstract, marked_pronoun, marked_spans
 from megatron.tasks.prompts import ClozeExample
 from megatron.tasks.readers import read_rows
 from megatron.tasks.task import Hyperparameters, Prompt, Split, Task
@@ -243,6 +243,7 @@ FEWCLUE = (
     text_task(
         name="fewclue-csl",
         texts=keywords_and_abstract,
+        text_columns=("keywords", "abst"),
         labels=("0", "1"),
         truncate="second",
         prompt=Prompt(
@@ -258,6 +259,7 @@ FEWCLUE = (
     text_task(
         name="fewclue-cluewsc",
         texts=marked_pronoun,
+        text_columns=("text",),
         labels=("true", "false"),
         # The published script has these words the wrong way round.
         prompt=Prompt(

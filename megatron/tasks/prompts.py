@@ -36,6 +36,7 @@ class ClozeExample:
     label: int | None
     id: int | str
     candidates: tuple[str, ...]
+    group: str = ""
 
 
 def with_prompt(task: Task, saved: dict[str, Any] | None = None) -> Task:

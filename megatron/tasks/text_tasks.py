@@ -10,17 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron.tasks.classification import (
-    CLASSIFICATION,
-    Classified,
-    TextExample,
-    accuracy_scores,
-    columns,
-    f1_scores,
-    text_reader,
-)
+from megatron.tasks.classification import Classified, TextExample, columns, f1_scores, text_task
 from megatron.tasks.readers import Row, read_table
-from megatron.tasks.submission import label_lines
 from megatron.tasks.task import Hyperparameters, Split, Task
 
 _NLI = ("contradiction", "entailment", "neutral")
@@ -85,13 +76,12 @@ def mnli_part(path: Path) -> str:
 
 def _question_pairs(name: str, lr: float) -> Task:
     """LCQMC or BQ: do two questions ask the same?"""
-    return Task(
+    return text_task(
         name=name,
-        kind=CLASSIFICATION,
         labels=("0", "1"),
-        read=text_reader(_PAIR, rows=pair_rows, test_ids=False),
-        scores=accuracy_scores,
-        submission=label_lines,
+        texts=_PAIR,
+        rows=pair_rows,
+        test_ids=False,
         train_files=("train.tsv", "train.txt"),
         dev_files=("dev.tsv", "dev.txt"),
         test_files=(("test.tsv", f"{name}_predict.json"), ("test.txt", f"{name}_predict.json")),
@@ -100,13 +90,12 @@ def _question_pairs(name: str, lr: float) -> Task:
 
 
 TEXT_TASKS = (
-    Task(
+    text_task(
         name="chnsenticorp",
-        kind=CLASSIFICATION,
         labels=("0", "1"),
-        read=text_reader(columns("text_a"), rows=tab_rows, test_ids=False),
-        scores=accuracy_scores,
-        submission=label_lines,
+        texts=columns("text_a"),
+        rows=tab_rows,
+        test_ids=False,
         train_files=("train.tsv",),
         dev_files=("dev.tsv",),
         test_files=(("test.tsv", "chnsenticorp_predict.json"),),
@@ -114,42 +103,39 @@ TEXT_TASKS = (
     ),
     _question_pairs("lcqmc", 2e-5),
     _question_pairs("bq", 3e-5),
-    Task(
+    text_task(
         name="xnli",
-        kind=CLASSIFICATION,
         labels=_NLI,
-        read=text_reader(_PAIR, rows=xnli_rows, test_ids=False),
-        scores=accuracy_scores,
-        submission=label_lines,
+        texts=_PAIR,
+        rows=xnli_rows,
+        test_ids=False,
         train_files=("multinli.train.zh.tsv", "train.tsv"),
         dev_files=("xnli.dev.tsv", "dev.tsv"),
         test_files=(("xnli.test.tsv", "xnli_predict.json"), ("test.tsv", "xnli_predict.json")),
         defaults=Hyperparameters(global_batch_size=32, lr=3e-5),
     ),
-    Task(
+    text_task(
         name="mnli",
-        kind=CLASSIFICATION,
         labels=_NLI,
-        read=text_reader(
-            columns("sentence1", "sentence2"),
-            label_key="gold_label",
-            skipped_labels=frozenset("-"),
-            test_ids=False,
-            rows=tab_rows,
-            group=mnli_part,
-        ),
-        scores=accuracy_scores,
+        texts=columns("sentence1", "sentence2"),
+        label_key="gold_label",
+        skipped_labels=frozenset("-"),
+        test_ids=False,
+        rows=tab_rows,
+        group=mnli_part,
         submission=glue_lines,
         train_files=("train.tsv",),
         dev_files=("dev_matched.tsv dev_mismatched.tsv",),
         test_files=(("test_matched.tsv", "MNLI-m.tsv"), ("test_mismatched.tsv", "MNLI-mm.tsv")),
         defaults=Hyperparameters(epochs=5, global_batch_size=64, lr_warmup_fraction=0.065),
     ),
-    Task(
+    text_task(
         name="qqp",
-        kind=CLASSIFICATION,
         labels=("0", "1"),
-        read=text_reader(columns("question1", "question2"), label_key="is_duplicate", test_ids=False, rows=qqp_rows),
+        texts=columns("question1", "question2"),
+        label_key="is_duplicate",
+        test_ids=False,
+        rows=qqp_rows,
         scores=f1_scores,
         submission=glue_lines,
         train_files=("train.tsv",),

@@ -76,12 +76,12 @@ def test_c3_test_files_and_their_submission(tmp_path: Path) -> None:
 def test_c3_files_are_read_together(tmp_path: Path) -> None:
     for name, count in (("d-train", 2), ("m-train", 3), ("d-dev", 1), ("m-dev", 4)):
         write_json(tmp_path / f"{name}.json", [C3] * count)
-    files = find_files(TaskConfig(task="c3", data_dir=str(tmp_path)), eval_only=False)
+    files = find_files(TaskConfig(task="c3", data_dir=str(tmp_path)), trained=True)
     assert [path.name for path in files.train] == ["d-train.json", "m-train.json"]
     assert [path.name for path in files.dev] == ["d-dev.json", "m-dev.json"]
     (tmp_path / "m-dev.json").unlink()
     with pytest.raises(UserError, match=r"holds no d-dev\.json and m-dev\.json or c3-d-dev\.json"):
-        find_files(TaskConfig(task="c3", data_dir=str(tmp_path)), eval_only=False)
+        find_files(TaskConfig(task="c3", data_dir=str(tmp_path)), trained=True)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_race_folder_and_lines(tmp_path: Path) -> None:
     write_lines(tmp_path / "dev" / "high" / "17.txt", RACE)
     write_lines(tmp_path / "dev" / "middle" / "3.txt", middle)
     write_lines(tmp_path / "train.jsonl", RACE, middle)
-    files = find_files(TaskConfig(task="race", data_dir=str(tmp_path)), eval_only=False)
+    files = find_files(TaskConfig(task="race", data_dir=str(tmp_path)), trained=True)
     assert (files.train[0].name, files.dev[0].name) == ("train.jsonl", "dev")
     dev = read_examples(task, files.dev[0], "dev")
     assert dev == read_examples(task, files.train[0], "train")
@@ -223,7 +223,7 @@ def test_real_files_are_read_whole(shared_data: Path) -> None:
         ("chid", "CHID", 404, [286] * 7),
     ):
         task = find_task(name)
-        files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), eval_only=False)
+        files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), trained=True)
         assert sum(len(read_examples(task, path, "train")) for path in files.train) == train
         answers = [e.answer for path in files.dev for e in read_examples(task, path, "dev")]
         assert [answers.count(position) for position in range(len(positions))] == positions

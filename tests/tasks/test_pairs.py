@@ -62,7 +62,7 @@ def test_corpora_in_their_own_forms(name: str, lines: list[str], compressed: boo
         (
             "a.tsv",
             ["天地\t山水\t1", "日\t月\t2"],
-            "line 2: label '2' of a pair must be 0 (another meaning) or 1 (the same)",
+            "line 2: label '2' is none of the 2 of pairs: 0, 1",
         ),
         ("a.tsv", ["天地\t山水\t1", "日\t0"], "line 2: 2 columns, but"),
         ("a.tsv", ["text_a\tlabel", "日\t0"], "line 2: no two texts; it has text_a, label; the texts must be named"),
@@ -71,7 +71,7 @@ def test_corpora_in_their_own_forms(name: str, lines: list[str], compressed: boo
         (
             "a.json",
             ['{"sentence1":"日","sentence2":"月","label":"entailment"}'],
-            "line 1: label 'entailment' of a pair",
+            "line 1: label 'entailment' is none of the 2 of pairs",
         ),
     ],
 )

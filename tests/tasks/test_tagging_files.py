@@ -238,7 +238,7 @@ def test_own_files_without_entities_are_refused(tmp_path: Path, name: str, conte
 def test_real_files_are_read_whole(
     shared_data: Path, name: str, folder: str, train: tuple[int, int], dev: tuple[int, int]
 ) -> None:
-    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), eval_only=False)
+    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), trained=True)
     splits: tuple[tuple[Split, tuple[Path, ...], tuple[int, int]], ...]
     splits = (("train", files.train, train), ("dev", files.dev, dev))
     for split, (path,), expected in splits:

@@ -103,7 +103,7 @@ def test_mnli_columns_and_its_two_dev_files(tmp_path: Path) -> None:
     other = [mnli_row("C.", "D.", *five, "contradiction"), mnli_row("E.", "F.", *five, "-")]
     write_tsv(tmp_path / "dev_mismatched.tsv", MNLI_DEV, *other)
     write_tsv(tmp_path / "test_matched.tsv", MNLI_TEST, mnli_row("G.", "H."))
-    files = find_files(TaskConfig(task="mnli", data_dir=str(tmp_path)), eval_only=False)
+    files = find_files(TaskConfig(task="mnli", data_dir=str(tmp_path)), trained=True)
     assert found("mnli", files.train[0], "train") == [(('He said "go.', "He spoke."), "entailment")]
     examples = [e for path in files.dev for e in read_examples(task, path, "dev")]
     assert [(e.texts, e.group) for e in examples] == [(("A.", "B."), "matched"), (("C.", "D."), "mismatched")]
@@ -207,7 +207,7 @@ def test_a_run_of_mnli_scores_and_predicts_both_parts(tmp_path: Path) -> None:
 )
 def test_real_files_are_read_whole(shared_data: Path, name: str, folder: str, train: int, dev: list[int]) -> None:
     task = find_task(name)
-    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), eval_only=False)
+    files = find_files(TaskConfig(task=name, data_dir=str(shared_data / "tasks" / folder)), trained=True)
     assert len(read_examples(task, files.train[0], "train")) == train
     labels = [e.label for e in read_examples(task, files.dev[0], "dev")]
     assert [labels.count(label) for label in range(len(task.labels))] == dev

@@ -455,6 +455,7 @@ def test_errors_of_other_kinds_are_examples_beside_predictions() -> None:
         "texts": ["乙"],
         "label": None,
         "id": 6,
+        "group": "",
         "prediction": {"text": "丙", "where": [2, 3]},
         "exact": 0.0,
     }
