@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Literal, cast
 from megatron.arguments import parse
 from megatron.errors import UserError, main_guard
 from megatron.files import durable_file, flush_folder
-from megatron.tasks import Predictor, load_predictor
+from megatron.tasks.predictor import Predictor, load_predictor
 from megatron.tasks.readers import STANDARD_INPUT, Bad, Row, read_rows, refuse
 from megatron.training.records import clock
 

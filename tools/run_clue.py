@@ -10,8 +10,8 @@ from pathlib import Path
 
 from megatron.arguments import parse
 from megatron.errors import main_guard
-from megatron.tasks.benchmark import run_benchmark
-from megatron.tasks.benchmark_config import BenchmarkConfig, split_arguments
+from megatron.tasks.benchmark.config import BenchmarkConfig, split_arguments
+from megatron.tasks.benchmark.run import run_benchmark
 
 SCRIPT = Path(__file__).resolve().parent.parent / "finetune_clue.py"
 

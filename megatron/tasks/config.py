@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from megatron.config import LoggingConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.errors import raise_problems
-from megatron.tasks.class_weights import BALANCED, numbers_of
-from megatron.tasks.clue import OWN_TEXTS
+from megatron.tasks.sets.clue import OWN_TEXTS
 from megatron.tasks.task import Hyperparameters
+from megatron.tasks.tuning.class_weights import BALANCED, numbers_of
 
 ADVICE = {
     "batch-size": "use --global-batch-size (samples of a step over all processes)",
@@ -32,7 +32,7 @@ class TaskConfig:
     """The task and its files."""
 
     task: str = ""
-    """A task of CLUE or its like (docs/finetuning.md lists them all), or one of your own files: classification of one
+    """A task of CLUE or its like (docs/tasks.md lists them all), or one of your own files: classification of one
     or two texts, or tagging of entities."""
     data_dir: str = ""
     """Folder of the task's files under their official names (train.json, dev.json, test.json), also as .gz."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron.config import to_dict
 from megatron.errors import UserError
-from megatron.tasks.prompts import PROMPTS, prompt_description, with_prompt
+from megatron.tasks.kinds.prompts import PROMPTS, prompt_description, with_prompt
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Task
 

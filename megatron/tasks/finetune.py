@@ -24,12 +24,12 @@ from megatron.tasks.evaluation import answers, evaluate, scores_line
 from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs, with_reading
 from megatron.tasks.loop import train
 from megatron.tasks.model import TaskModel, build
-from megatron.tasks.objective import new_objective
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
 from megatron.tasks.reports import SUMMARY, error_reports, summary
 from megatron.tasks.run import Run
 from megatron.tasks.submission import json_text, submission_name
 from megatron.tasks.task import Hyperparameters, Task
+from megatron.tasks.tuning.objective import new_objective
 from megatron.training.records import Recorder
 
 

@@ -12,7 +12,7 @@ from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
 from megatron.tasks.descriptions import as_saved
 from megatron.tasks.encode import Encoded
-from megatron.tasks.prompts import with_prompt
+from megatron.tasks.kinds.prompts import with_prompt
 from megatron.tasks.readers import find_file
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Split, Task

@@ -18,16 +18,16 @@ from megatron.mpu.random import DropoutKeys, dropout_keys
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.optimizer.schedule import Schedule
 from megatron.tasks import model
-from megatron.tasks.adversarial import adversarial_words
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
 from megatron.tasks.descriptions import description
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.evaluation import evaluate, main_score, scores_line
 from megatron.tasks.inputs import Inputs
-from megatron.tasks.layerwise import rate_factors
-from megatron.tasks.objective import Objective
 from megatron.tasks.run import Run
+from megatron.tasks.tuning.adversarial import adversarial_words
+from megatron.tasks.tuning.layerwise import rate_factors
+from megatron.tasks.tuning.objective import Objective
 from megatron.tasks.window import Window, new_sums, new_window, stacked, train_line, train_record
 from megatron.training.model import new_optimizer
 

@@ -16,7 +16,7 @@ import torch
 from megatron import __version__
 from megatron.config import to_dict
 from megatron.mpu.context import ParallelContext
-from megatron.tasks.classification import Classified, TextExample
+from megatron.tasks.kinds.classification import Classified, TextExample
 from megatron.tasks.loop import BEST, Trained
 from megatron.tasks.run import Run
 from megatron.tasks.task import Task

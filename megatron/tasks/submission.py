@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron.tasks.classification import Classified, TextExample
+    from megatron.tasks.kinds.classification import Classified, TextExample
     from megatron.tasks.task import Task
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 
 from megatron.errors import UserError
-from megatron.tasks.choice_tasks import CHOICE_TASKS
-from megatron.tasks.clue import CLUE, OWN_TEXTS
-from megatron.tasks.fewclue import FEWCLUE
-from megatron.tasks.pairs import PAIRS
-from megatron.tasks.reading import READING
-from megatron.tasks.tagging_tasks import TAGGING_TASKS
+from megatron.tasks.sets.choices import CHOICE_TASKS
+from megatron.tasks.sets.clue import CLUE, OWN_TEXTS
+from megatron.tasks.sets.fewclue import FEWCLUE
+from megatron.tasks.sets.pairs import PAIRS
+from megatron.tasks.sets.reading import READING
+from megatron.tasks.sets.tagging import TAGGING_TASKS
+from megatron.tasks.sets.texts import TEXT_TASKS
 from megatron.tasks.task import Task
-from megatron.tasks.text_tasks import TEXT_TASKS
 
 TASKS = (*CLUE, *TEXT_TASKS, *READING, *CHOICE_TASKS, *TAGGING_TASKS, *FEWCLUE, PAIRS, OWN_TEXTS)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megatron.mpu.context import ParallelContext
-from megatron.tasks.objective import Counts, Sums
+from megatron.tasks.tuning.objective import Counts, Sums
 from megatron.training.records import clock
 
 

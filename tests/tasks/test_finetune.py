@@ -17,12 +17,12 @@ from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, whole_piece
 from megatron.tasks.batching import training_batches
-from megatron.tasks.classification import own_columns
-from megatron.tasks.clue import CLUE, OWN_TEXTS
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.finetune import finetune
 from megatron.tasks.inputs import read_inputs
+from megatron.tasks.kinds.classification import own_columns
 from megatron.tasks.pretrained import load_weights, open_pretrained
+from megatron.tasks.sets.clue import CLUE, OWN_TEXTS
 from megatron.tasks.table import find_task
 from tests.tasks.tiny import CHARACTERS, metrics, write_checkpoint, write_sentiment
 

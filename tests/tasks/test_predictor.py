@@ -23,10 +23,10 @@ from megatron.errors import UserError
 from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, parameter_pieces
-from megatron.tasks import Predictor, load_predictor
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.descriptions import description
 from megatron.tasks.finetune import finetune
+from megatron.tasks.predictor import Predictor, load_predictor
 from megatron.tasks.readers import MAX_LINE_BYTES, read_rows
 from megatron.tasks.table import TASKS, find_task
 from tests.commands import ROOT, run

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from megatron.errors import UserError
-from megatron.tasks.classification import own_columns
-from megatron.tasks.clue import OWN_TEXTS
 from megatron.tasks.config import TaskConfig
 from megatron.tasks.inputs import find_files, read_examples
+from megatron.tasks.kinds.classification import own_columns
 from megatron.tasks.readers import MAX_LINE_BYTES, find_file, read_rows
+from megatron.tasks.sets.clue import OWN_TEXTS
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Task
 

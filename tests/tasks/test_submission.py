@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.tasks.classification import Classified, TextExample
+from megatron.tasks.kinds.classification import Classified, TextExample
 from megatron.tasks.submission import label_lines, submission_name
 from megatron.tasks.table import find_task
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from megatron.errors import UserError
-from megatron.tasks.clue import CLUE
-from megatron.tasks.table import find_task
+from megatron.tasks.sets.clue import CLUE
+from megatron.tasks.table import TASKS, find_task
+from tests.commands import ROOT
 
 LABEL_COUNTS = {"afqmc": 2, "tnews": 15, "iflytek": 119, "cmnli": 3, "ocnli": 3, "cluewsc2020": 2, "csl": 2}
 OTHERS = {"chnsenticorp": 2, "lcqmc": 2, "bq": 2, "xnli": 3, "mnli": 3, "qqp": 2}
@@ -54,3 +55,18 @@ def test_names_are_found_in_upper_case_and_unknown_ones_get_a_suggestion() -> No
     assert "--task ocnil" in str(error.value)
     assert "did you mean ocnli?" in str(error.value)
     assert all(name in str(error.value) for name in [*LABEL_COUNTS, *OTHERS, *CHOICES, "classification"])
+
+
+def test_the_page_of_tasks_has_them_all_as_they_are() -> None:
+    lines = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")][1:]
+    found = {name.strip("`"): (kind, numbers, files) for name, _, kind, _, numbers, files in rows}
+    expected = {}
+    for task in TASKS:
+        hyper = task.defaults
+        expected[task.name] = (
+            task.kind.name + (" or prompts" if task.prompt else ""),
+            f"{hyper.seq_length}, {hyper.epochs}, {hyper.global_batch_size}, {hyper.lr:g}",
+            ", ".join(dict.fromkeys(name for _, name in task.test_files)),
+        )
+    assert found == expected

@@ -24,18 +24,18 @@ from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys
 from megatron.mpu.sharding import initialize
 from megatron.tasks.batching import training_batches
-from megatron.tasks.class_weights import class_weights, weighted_loss
-from megatron.tasks.classification import TextExample, own_columns
-from megatron.tasks.clue import OWN_TEXTS
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.encode import IGNORED, Encoded
 from megatron.tasks.finetune import finetune
 from megatron.tasks.inputs import read_inputs
-from megatron.tasks.layerwise import rate_factors
+from megatron.tasks.kinds.classification import TextExample, own_columns
 from megatron.tasks.pretrained import load_weights, open_pretrained
-from megatron.tasks.regularization import divergence_sum
 from megatron.tasks.reports import confusion_table, error_reports
+from megatron.tasks.sets.clue import OWN_TEXTS
 from megatron.tasks.table import find_task
+from megatron.tasks.tuning.class_weights import class_weights, weighted_loss
+from megatron.tasks.tuning.layerwise import rate_factors
+from megatron.tasks.tuning.regularization import divergence_sum
 from tests.ranks import run_ranks
 from tests.tasks.tiny import metrics, write_checkpoint, write_sentiment
 

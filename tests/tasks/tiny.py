@@ -80,6 +80,60 @@ def write_entities(folder: Path, *, train: int = 90, dev: int = 40, test: int = 
     return folder
 
 
+def write_c3(folder: Path, *, train: int) -> Path:
+    """Files of c3. The right one of two to four choices has the first character of all."""
+    rng = random.Random(4)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("d-train", train), ("m-train", 5), ("d-dev", 12), ("m-dev", 6), ("test1.1", 7)):
+        documents = []
+        for number in range(count):
+            choices = ["".join(rng.choices(CHARACTERS[1:], k=rng.randint(1, 3))) for _ in range(rng.randint(2, 4))]
+            right = rng.randrange(len(choices))
+            choices[right] = CHARACTERS[0] + choices[right]
+            question = {"question": CHARACTERS[5:8], "choice": choices}
+            question |= {"id": 900 - number} if name == "test1.1" else {"answer": choices[right]}
+            documents.append([[CHARACTERS[8 : 8 + rng.randint(1, 9)]], [question], str(number)])
+        (folder / f"{name}.json").write_text(json.dumps(documents, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def write_reading(path: Path, prefix: str, *, contexts: int, unanswerable: bool = False) -> Path:
+    """Contexts of two questions whose answer is 书画, which every third one lacks where it may be unanswerable."""
+    rng = random.Random(prefix)
+    paragraphs = []
+    for number in range(contexts):
+        before, after = (rng.choices(CHARACTERS[:16], k=rng.randint(2, 40)) for _ in range(2))
+        there = not unanswerable or number % 3 > 0
+        context = "".join([*before, *("书画" if there else ""), *after])
+        answer = {"text": "书画", "answer_start": len(before)}
+        qas = [
+            {
+                "question": "琴" * (1 + 2 * k),
+                "id": f"{prefix}_{number}_QUERY_{k}",
+                "answers": [answer] * (1 if prefix == "TRAIN" else 3) if there else [],
+                **({"is_impossible": not there} if unanswerable else {}),
+            }
+            for k in range(2)
+        ]
+        paragraphs.append({"id": f"{prefix}_{number}", "context": context, "qas": qas})
+    text = json.dumps({"version": "v1.0", "data": [{"paragraphs": [part]} for part in paragraphs]}, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_bustm(folder: Path) -> Path:
+    """Files of fewclue-bustm, whose lines end as its do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train_0", 31), ("dev_0", 20), ("test", 9)):
+        lines = [
+            {"id": n, "sentence1": CHARACTERS[n % 9 : 14], "sentence2": CHARACTERS[n % 7 :], "label": str(n % 2)}
+            for n in range(rows)
+        ]
+        (folder / f"{name}.json").write_bytes("".join(json.dumps(line) + "\r\n" for line in lines).encode())
+    return folder
+
+
 def run_command(*arguments: object, processes: int = 1) -> CompletedProcess[str]:
     """Run finetune_clue.py as a user does, under torchrun for more than one process."""
     return run("finetune_clue.py", *arguments, processes=processes, seconds=240)

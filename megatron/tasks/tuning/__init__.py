@@ -1,0 +1,1 @@
+"""What a fine-tuning step minimises, and which layers learn how fast."""
