@@ -43,7 +43,7 @@ class TaskConfig:
     zero_shot: bool = False
     """FewCLUE, ZeroCLUE: evaluate and predict by the task's pattern without any training."""
     train_file: tuple[str, ...] = ()
-    """Training files of other names, in --data-dir or with their paths."""
+    """Training files of other names, in --data-dir, or with their paths."""
     dev_file: tuple[str, ...] = ()
     """Dev files of other names."""
     test_file: str | None = None

@@ -62,11 +62,13 @@ def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
     task = named_task(config)
+    if config.split is not None and task.train_files != ("train_0.json",):
+        raise UserError(f"--split is for FewCLUE, whose files come in several; {task.name} has no splits")
 
     def find(kind: str, given: tuple[str, ...], official: Sequence[str]) -> tuple[Path, ...]:
         """All files of those given, or of the first of the official choices that is there."""
         for names in [given] if given else [choice.split() for choice in official]:
-            found = [find_file(folder, name) for name in names]
+            found = [find_file(folder, name) or (find_file(Path(), name) if given else None) for name in names]
             if all(found):
                 return tuple(path for path in found if path is not None)
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"

@@ -19,7 +19,7 @@ from megatron.mpu.sharding import initialize, whole_piece
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.finetune import finetune
-from megatron.tasks.inputs import read_inputs
+from megatron.tasks.inputs import find_files, read_inputs
 from megatron.tasks.kinds.classification import own_columns
 from megatron.tasks.pretrained import load_weights, open_pretrained
 from megatron.tasks.sets.clue import CLUE, OWN_TEXTS
@@ -288,6 +288,7 @@ def test_ocnli_prefers_the_50k_file_and_other_files_can_be_named(config: Finetun
         ("task", {"task": "tnews"}, "holds no train.json (or .gz); there is dev.tsv, test.tsv, train.tsv"),
         ("task", {"task": "tnews", "labels": ("a", "b")}, "--labels is for --task classification"),
         ("task", {"task": "tnews", "label_column": "y"}, "--label-column is for --task classification"),
+        ("task", {"split": "1"}, "--split is for FewCLUE, whose files come in several; classification has no splits"),
         ("task", {"predict": False, "test_file": "test.tsv"}, "--test-file needs --predict"),
         ("source", {"pretrained_checkpoint": ""}, "--pretrained-checkpoint FOLDER is required"),
         ("task", {"data_dir": "/nowhere"}, "--data-dir /nowhere is not a folder"),
@@ -307,6 +308,19 @@ def test_mistakes_are_named(config: FinetuneConfig, section: str, values: dict[s
     with pytest.raises(UserError) as error:
         finetune(changed(config, section, **values), SINGLE)
     assert message in str(error.value)
+
+
+def test_files_of_other_names_are_also_found_from_the_working_directory(
+    config: FinetuneConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "few.tsv").write_bytes((data / "train.tsv").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    given = dataclasses.replace(config.task, train_file=("mine/few.tsv", "dev.tsv"), test_file="mine/few.tsv")
+    files = find_files(given, trained=True)
+    assert files.train == (Path("mine/few.tsv"), data / "dev.tsv")
+    assert files.tests == (Path("mine/few.tsv"),)
+    assert files.dev == (data / "dev.tsv",)
 
 
 def test_checkpoint_of_another_task_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
