@@ -29,7 +29,7 @@ def description(task: Task, seq_length: int) -> dict[str, Any]:
     return found
 
 
-def as_saved(task: Task, saved: dict[str, Any]) -> Task:
+def _as_saved(task: Task, saved: dict[str, Any]) -> Task:
     """The task with the options of reading and the prompt of a description, as far as it has them."""
     if task.reading is not None:
         known = {field.name for field in dataclasses.fields(task.reading)} & set(saved.get("reading", ()))
@@ -38,11 +38,14 @@ def as_saved(task: Task, saved: dict[str, Any]) -> Task:
     return with_prompt(task, saved["prompt"]) if "prompt" in saved else task
 
 
-def described_task(saved: dict[str, Any], where: Path) -> tuple[Task, int]:
+def described_task(saved: Any, where: Path) -> tuple[Task, int]:
     """The task of a description and the tokens of its longest input. where: the file it stands in, for messages.
 
     Raises `UserError` if it is damaged, or of a task that is none of ours.
     """
+
+    if not isinstance(saved, dict):
+        raise UserError(f"{where}: the task must be an object")
 
     def strings(name: str) -> tuple[str, ...]:
         values = saved.get(name, [])
@@ -51,14 +54,14 @@ def described_task(saved: dict[str, Any], where: Path) -> tuple[Task, int]:
         return tuple(values)
 
     name, seq_length = saved.get("name"), saved.get("seq_length")
-    if not isinstance(name, str) or not isinstance(seq_length, int) or seq_length < 8:
+    if not isinstance(name, str) or type(seq_length) is not int or seq_length < 8:
         raise UserError(f"{where}: the task lacks its name or its seq_length")
     try:
         task = find_task(name)
     except UserError:
         raise UserError(f"{where}: the task {name!r} is unknown here") from None
     try:
-        task = as_saved(task, saved)
+        task = _as_saved(task, saved)
     except (KeyError, TypeError) as error:
         raise UserError(f"{where}: the reading or the prompt of the task is damaged ({error})") from None
     if saved.get("head") != task.kind.name:

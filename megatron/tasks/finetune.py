@@ -10,9 +10,9 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from megatron.checkpoint import check_writable
+from megatron.checkpoint.store import CONFIG
 from megatron.config import ModelConfig, to_dict
 from megatron.errors import UserError
 from megatron.files import write_file
@@ -20,6 +20,7 @@ from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig, TuningConfig
+from megatron.tasks.descriptions import described_task
 from megatron.tasks.evaluation import answers, evaluate, scores_line
 from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs, with_reading
 from megatron.tasks.loop import train
@@ -56,13 +57,10 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
 
 def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, context: ParallelContext) -> None:
     started = time.perf_counter()
-    saved = _saved_task(config, pretrained)
     with context.together():
+        saved = _saved_task(pretrained) if config.source.eval_only else None
         task = with_reading(open_task(config.task, files, saved), config.reading)
-        defaults = (
-            task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
-        )
-        hyper = config.tuning.hyperparameters(defaults)
+        hyper = config.tuning.hyperparameters(task.defaults)
         shape = _shape(pretrained.model, hyper, config.tuning)
         _check_layout(config, shape, context)
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
@@ -116,13 +114,14 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     _write(run, run.output / SUMMARY, text)
 
 
-def _saved_task(config: FinetuneConfig, pretrained: Pretrained) -> dict[str, Any] | None:
-    """The description of the task in a checkpoint that is only evaluated."""
-    if config.source.eval_only and pretrained.task is None:
+def _saved_task(pretrained: Pretrained) -> Task:
+    """The task of a checkpoint that is only evaluated; its inputs are as long as they were."""
+    if pretrained.task is None:
         raise UserError(
             f"--eval-only: {pretrained.folder} is not fine-tuned; give the folder best/ in a fine-tuning run's output"
         )
-    return pretrained.task if config.source.eval_only else None
+    task, seq_length = described_task(pretrained.task, pretrained.folder / CONFIG)
+    return dataclasses.replace(task, defaults=dataclasses.replace(task.defaults, seq_length=seq_length))
 
 
 def _shape(model: ModelConfig, hyper: Hyperparameters, tuning: TuningConfig) -> ModelConfig:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
-from megatron.tasks.descriptions import as_saved
 from megatron.tasks.encode import Encoded
 from megatron.tasks.kinds.prompts import with_prompt
 from megatron.tasks.readers import find_file
@@ -97,30 +96,26 @@ def named_task(config: TaskConfig) -> Task:
     return find_task("squad2" if config.version_2_with_negative else config.task)
 
 
-def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
-    """The task, by its prompt where the flags or `saved` say so, completed from a user's own files where it is of such.
+def open_task(config: TaskConfig, files: TaskFiles, saved: Task | None) -> Task:
+    """The task, by its prompt where the flags say so, completed from a user's own files where it is of such.
 
-    saved: the description in a fine-tuned checkpoint that is to be evaluated.
+    saved: that of the fine-tuned checkpoint that is to be evaluated.
 
     Raises `UserError` if the checkpoint was fine-tuned for something else, and for wrong columns and labels.
     """
     task = named_task(config)
-    if saved is not None and saved["name"] != task.name:
-        raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved['name']}")
-    if saved is not None and config.prompt and "prompt" not in saved:
-        raise UserError("--prompt: the checkpoint was fine-tuned without")
     if saved is not None:
-        task = as_saved(task, saved)
+        if saved.name != task.name:
+            raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved.name}")
+        if config.prompt and saved.kind.head != "masked":
+            raise UserError("--prompt: the checkpoint was fine-tuned without")
+        if config.labels and config.labels != saved.labels:
+            raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved.labels)}")
+        columns = config.text_columns or saved.text_columns
+        task, config = saved, dataclasses.replace(config, labels=saved.labels, text_columns=columns)
     elif config.prompt or config.zero_shot:
         task = with_prompt(task)
-    if task.complete is None:
-        return task
-    if saved is not None:
-        if config.labels and list(config.labels) != saved["labels"]:
-            raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
-        known = config.text_columns or tuple(saved.get("text_columns", ()))
-        config = dataclasses.replace(config, labels=tuple(saved["labels"]), text_columns=known)
-    return task.complete(task, (files.train or files.dev)[0], config)
+    return task if task.complete is None else task.complete(task, (files.train or files.dev)[0], config)
 
 
 def with_reading(task: Task, config: ReadingConfig) -> Task:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.checkpoint import find_checkpoint, read_config, save_checkpoint, to_huggingface
+from megatron.checkpoint import find_checkpoint, json_bytes, read_config, save_checkpoint, to_huggingface
 from megatron.errors import UserError
 from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
@@ -334,6 +334,22 @@ def test_checkpoint_of_another_task_is_refused(config: FinetuneConfig, tmp_path:
     (folder / "dev.json").write_text(json.dumps(official_rows("afqmc", 1, ("0", "1"))[0]), encoding="utf-8")
     with pytest.raises(UserError, match="--task afqmc: the checkpoint was fine-tuned on classification"):
         finetune(changed(again, "task", task="afqmc", data_dir=str(folder), predict=False), SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [("good", "the task must be an object"), ({"name": "classification"}, "the task lacks its name or its seq_length")],
+)
+def test_a_damaged_description_of_the_task_is_named(
+    config: FinetuneConfig, checkpoint: Path, tmp_path: Path, described: Any, message: str
+) -> None:
+    (folder,) = checkpoint.glob("iter_*")
+    files = {name: (folder / name).read_bytes() for name in ("vocab.txt", "train_state.json")}
+    files["config.json"] = json_bytes({**read_config(folder), "task": described})
+    save_checkpoint(tmp_path / "damaged", 1, model=[], optimizer=[], files=files, context=SINGLE)
+    damaged = changed(config, "source", pretrained_checkpoint=str(tmp_path / "damaged"), eval_only=True)
+    with pytest.raises(UserError, match=f"config.json: {message}"):
+        finetune(damaged, SINGLE)
 
 
 def test_fine_tuned_weights_can_be_tuned_on(config: FinetuneConfig, tmp_path: Path) -> None:
