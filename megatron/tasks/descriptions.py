@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron.config import to_dict
 from megatron.errors import UserError
-from megatron.tasks.kinds.prompts import PROMPTS, prompt_description, with_prompt
+from megatron.tasks.kinds.prompts import prompt_description, with_prompt
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Task
 
@@ -24,7 +24,7 @@ def description(task: Task, seq_length: int) -> dict[str, Any]:
     }
     if task.reading is not None:
         found["reading"] = to_dict(task.reading)
-    if task.kind is PROMPTS:
+    if task.kind.head == "masked":
         found["prompt"] = prompt_description(task)
     return found
 

@@ -87,15 +87,13 @@ class Prompt:
 
     After PET (Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676).
     pattern: {0} and {1} stand for the texts of an example, [MASK] for a blank of one token. words: that of each label,
-    with as many tokens as there are blanks; none where every example brings its own candidates. read, scores,
-    submission: in place of the task's, where the pattern wants other texts. defaults: in place of the task's.
+    with as many tokens as there are blanks; none where every example brings its own candidates. read: in place of the
+    task's, where the pattern wants other texts. defaults: in place of the task's.
     """
 
     pattern: str
     words: tuple[str, ...] = ()
     read: Callable[[Task, Path, Split], list[Any]] | None = None
-    scores: Callable[[Task, Sequence[Any], Sequence[Any]], dict[str, float]] | None = None
-    submission: Callable[[Sequence[Any], Sequence[Any]], str] | None = None
     defaults: Hyperparameters = field(default_factory=Hyperparameters)
 
 

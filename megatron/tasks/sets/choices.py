@@ -101,7 +101,7 @@ def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
                     if type(answer) is not int or not 0 <= answer < len(candidates):
                         raise row.error(f"the answer {answer!r} of {tag} is no index of {len(candidates)} candidates")
                 id_ = tag if tagged else row.code("id")
-                blanks.append(Blank(pieces, blank, candidates, answer, id_, f"{path}:{row.line}"))
+                blanks.append(Blank(pieces, blank, candidates, answer, id_, f"{path}, line {row.line}"))
         if len(blanks) == found or not tagged and len(blanks) > found + 1:
             raise row.error(f"{'no' if len(blanks) == found else 'more than one'} #idiom...# in 'content'")
     return blanks
