@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,25 @@ def description(task: Task, seq_length: int) -> dict[str, Any]:
 
 
 def _as_saved(task: Task, saved: dict[str, Any]) -> Task:
-    """The task with the options of reading and the prompt of a description, as far as it has them."""
+    """The task with the options of reading and the prompt of a description, as far as it has them.
+
+    Raises an error that is no `UserError` where they are not such options or not such a prompt.
+    """
     if task.reading is not None:
-        known = {field.name for field in dataclasses.fields(task.reading)} & set(saved.get("reading", ()))
-        reading = dataclasses.replace(task.reading, **{name: saved["reading"][name] for name in known})
-        task = dataclasses.replace(task, reading=reading)
-    return with_prompt(task, saved["prompt"]) if "prompt" in saved else task
+        given = {name: value for name, value in saved.get("reading", {}).items() if hasattr(task.reading, name)}
+        for name, value in given.items():
+            if type(value) is not type(getattr(task.reading, name)) or (type(value) is int and value < 1):
+                raise ValueError(f"{name} {value!r}")
+        task = dataclasses.replace(task, reading=dataclasses.replace(task.reading, **given))
+    if "prompt" not in saved:
+        return task
+    prompted, own = with_prompt(task, saved["prompt"]), task.prompt
+    found = prompted.prompt
+    assert own is not None and found is not None
+    places = [set(re.findall(r"\{[01]\}", pattern)) for pattern in (own.pattern, found.pattern)]
+    if places[0] != places[1] or len(own.words) != len(found.words) or "[MASK]" not in found.pattern:
+        raise ValueError(f"pattern {found.pattern!r} with {len(found.words)} words")
+    return prompted
 
 
 def described_task(saved: Any, where: Path) -> tuple[Task, int]:
@@ -62,7 +76,7 @@ def described_task(saved: Any, where: Path) -> tuple[Task, int]:
         raise UserError(f"{where}: the task {name!r} is unknown here") from None
     try:
         task = _as_saved(task, saved)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: the reading or the prompt of the task is damaged ({error})") from None
     if saved.get("head") != task.kind.name:
         raise UserError(f"{where}: the task {name} has a head for {task.kind.name}, not for {saved.get('head')!r}")
