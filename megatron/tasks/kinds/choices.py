@@ -76,8 +76,7 @@ def choice_lines(examples: Sequence[ChoiceExample], predictions: Sequence[Chosen
 def choice_loss(task: Task, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the choices of each row: outputs [rows * choices, 1]."""
     del task
-    choices = max(1, len(batch.inputs) // max(1, len(batch.rows)))  # a rank may have no rows
-    logits, labels = outputs.view(-1, choices), torch.from_numpy(batch.labels).to(outputs.device)
+    logits, labels = outputs.view(len(batch.rows), -1), torch.from_numpy(batch.labels).to(outputs.device)
     total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     return total, (logits.argmax(1) == labels).sum()
 
