@@ -12,7 +12,7 @@ from megatron.tasks.kinds.choices import choice_scores
 from megatron.tasks.kinds.classification import columns, text_reader, text_task
 from megatron.tasks.kinds.cloze import CLOZE
 from megatron.tasks.sets.choices import chid_answers, read_chid
-from megatron.tasks.sets.clue import keywords_and_abstract, marked_pronoun, marked_spans
+from megatron.tasks.sets.clue import NLI_LABELS, keywords_and_abstract, marked_pronoun, marked_spans
 from megatron.tasks.task import Hyperparameters, Prompt, Task
 
 # Disciplines of CSLDCP in the order of the benchmark's list, each with the word that stands for it in a pattern.
@@ -163,7 +163,7 @@ FEWCLUE = (
     text_task(
         name="fewclue-ocnli",
         texts=columns("sentence1", "sentence2"),
-        labels=("contradiction", "entailment", "neutral"),
+        labels=NLI_LABELS,
         prompt=Prompt(
             pattern="{0}？[MASK][MASK],{1}",
             words=("不是", "是的", "并且"),
