@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from megatron.checkpoint import check_writable
 from megatron.checkpoint.store import CONFIG
@@ -92,26 +93,33 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     else:
         trained = train(run, objective, train_set.encoded, dev_set)
         best = trained.best
-    recorder.say(f"dev: {scores_line(best)}")
-    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **best}))
-    if config.tuning.error_report:
-        for name, text in error_reports(task, dev_set.examples, answers(run, dev_set)[0]).items():
+    _write_results(run, best, dev_set, scored_sets, test_sets)
+    recorder.close()
+    text = json_text(summary(run, trained, best, time.perf_counter() - started))
+    _write(run, run.output / SUMMARY, text)
+
+
+def _write_results(
+    run: Run, best: dict[str, Any], dev_set: Inputs, scored_sets: list[Inputs], test_sets: list[Inputs]
+) -> None:
+    """Scores of the dev file, which are known, and of test files with labels, reports, and predictions."""
+    run.recorder.say(f"dev: {scores_line(best)}")
+    _write(run, run.output / "dev_metrics.json", json_text({"task": run.task.name, **best}))
+    if run.config.tuning.error_report:
+        for name, text in error_reports(run.task, dev_set.examples, answers(run, dev_set)[0]).items():
             _write(run, run.output / name, text)
     for scored_set in scored_sets:
         (scored_file,) = scored_set.paths
         found = evaluate(run, scored_set)
         stem = scored_file.name.split(".")[0]
-        recorder.say(f"{stem}: {scores_line(found)}")
-        _write(run, run.output / f"{stem}_metrics.json", json_text({"task": task.name, **found}))
+        run.recorder.say(f"{stem}: {scores_line(found)}")
+        _write(run, run.output / f"{stem}_metrics.json", json_text({"task": run.task.name, **found}))
     for test_set in test_sets:
         (test_file,) = test_set.paths
         predictions, _ = answers(run, test_set)
-        path = run.output / submission_name(task, test_file)
-        _write(run, path, task.submission(test_set.examples, predictions))
-        recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
-    recorder.close()
-    text = json_text(summary(run, trained, best, time.perf_counter() - started))
-    _write(run, run.output / SUMMARY, text)
+        path = run.output / submission_name(run.task, test_file)
+        _write(run, path, run.task.submission(test_set.examples, predictions))
+        run.recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
 
 
 def _saved_task(pretrained: Pretrained) -> Task:
