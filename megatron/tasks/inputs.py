@@ -84,10 +84,12 @@ def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
     scored = tuple(path for name in task.scored_files if (path := find_file(folder, name)))
     tests: tuple[Path, ...] = ()
     if config.predict:
-        official = [name for name, _ in task.test_files]
         given = () if config.test_file is None else (config.test_file,)
-        found = [] if given else [find_file(folder, name) for name in official]
-        tests = tuple(path for path in found if path is not None) or find("test", given, official)
+        by_result: dict[str, Path] = {}
+        for name, result in () if given else task.test_files:
+            if path := find_file(folder, name):
+                by_result.setdefault(result, path)  # of two with the same result file the first
+        tests = tuple(by_result.values()) or find("test", given, [name for name, _ in task.test_files])
     return TaskFiles(train=train, dev=dev, scored=scored, tests=tests)
 
 

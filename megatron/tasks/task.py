@@ -110,8 +110,8 @@ class Task:
     text_columns: the keys of those texts in rows, where it is known.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
-    other. test_files: names of test files and of the submission files that belong to them. scored_files: names of test
-    files with labels, scored in the end where they are there.
+    other. test_files: names of test files and of the submission files that belong to them, in order of preference where
+    these are the same. scored_files: names of test files with labels, scored in the end where they are there.
     prompt: how the task is done by filling blanks, where it can be.
     complete(task, path, config): the task as a user's own first file and flags say, for a task of such files.
     reading: of tasks whose answers are spans of a context.

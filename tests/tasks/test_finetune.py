@@ -323,6 +323,18 @@ def test_files_of_other_names_are_also_found_from_the_working_directory(
     assert files.dev == (data / "dev.tsv",)
 
 
+def test_of_test_files_with_the_same_result_file_the_first_is_predicted(config: FinetuneConfig, tmp_path: Path) -> None:
+    """As of training files that are there under two names; the other's predictions would take the place of its."""
+    for name in ("train.tsv", "dev.tsv", "test.jsonl", "test.csv"):
+        (tmp_path / name).touch()
+    here = dataclasses.replace(config.task, data_dir=str(tmp_path))
+    assert find_files(here, trained=True).tests == (tmp_path / "test.csv",)
+    for name in ("train.json", "dev.json", "test1.0.json", "test.json"):
+        (tmp_path / name).touch()
+    tests = find_files(dataclasses.replace(here, task="tnews"), trained=True).tests
+    assert tests == (tmp_path / "test.json", tmp_path / "test1.0.json")
+
+
 def test_checkpoint_of_another_task_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune(changed(config, "tuning", epochs=1), SINGLE)
     best = str(Path(config.source.output_dir) / "best")
