@@ -12,7 +12,7 @@ from megatron.training.agreement import check_start
 
 
 def main() -> None:
-    """Parse the command line and run; under torchrun, data parallel over its processes."""
+    """Parse the command line and run; under torchrun over its processes, in the layout that the flags say."""
     config = parse(FinetuneConfig, prog="finetune_clue.py", description=str(__doc__), advice=ADVICE)
     with ParallelContext.from_environment(config.parallel, agree=lambda job: check_start(job, config)) as context:
         finetune(config, context)

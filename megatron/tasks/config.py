@@ -43,7 +43,7 @@ class TaskConfig:
     zero_shot: bool = False
     """FewCLUE, ZeroCLUE: evaluate and predict by the task's pattern without any training."""
     train_file: tuple[str, ...] = ()
-    """Training files of other names, in --data-dir or with their paths."""
+    """Training files of other names, in --data-dir, or with their paths."""
     dev_file: tuple[str, ...] = ()
     """Dev files of other names."""
     test_file: str | None = None
@@ -127,11 +127,13 @@ class TuningConfig:
     def problems(self) -> list[str]:
         """Violations of the rules of the hyper-parameters, as messages."""
         found = []
-        positive = ("epochs", "global_batch_size", "micro_batch_size", "eval_interval", "lr")
+        positive = ("epochs", "global_batch_size", "micro_batch_size", "eval_interval")
         for name in (*positive, "early_stopping", "keep_last_checkpoints"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"--{name.replace('_', '-')} must be positive, not {value}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            found.append(f"--lr must be positive and finite, not {self.lr}")
         for name in ("lr_warmup_fraction", "hidden_dropout", "attention_dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:

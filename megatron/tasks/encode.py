@@ -91,7 +91,8 @@ class Encoded:
     def count(self, rows: np.ndarray) -> int:
         """Labels of some rows: what their sum of losses is divided by."""
         if not self.token_labels:
-            return len(rows)
+            labels = self.labels[rows]
+            return int(((labels if labels.ndim == 1 else labels[:, 0]) != IGNORED).sum())
         return sum(int((self.labels[self.offsets[row] : self.offsets[row + 1]] != IGNORED).sum()) for row in rows)
 
     def batch(self, rows: np.ndarray, *, multiple: int = 1) -> TaskBatch:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint import check_writable
+from megatron.checkpoint.store import CONFIG
 from megatron.config import ModelConfig, to_dict
 from megatron.errors import UserError
 from megatron.files import write_file
@@ -20,6 +21,7 @@ from megatron.mpu.context import ParallelContext
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig, TuningConfig
+from megatron.tasks.descriptions import described_task
 from megatron.tasks.evaluation import answers, evaluate, scores_line
 from megatron.tasks.inputs import Inputs, TaskFiles, find_files, open_task, read_inputs, with_reading
 from megatron.tasks.loop import train
@@ -56,13 +58,10 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
 
 def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, context: ParallelContext) -> None:
     started = time.perf_counter()
-    saved = _saved_task(config, pretrained)
     with context.together():
+        saved = _saved_task(pretrained) if config.source.eval_only else None
         task = with_reading(open_task(config.task, files, saved), config.reading)
-        defaults = (
-            task.defaults if saved is None else dataclasses.replace(task.defaults, seq_length=saved["seq_length"])
-        )
-        hyper = config.tuning.hyperparameters(defaults)
+        hyper = config.tuning.hyperparameters(task.defaults)
         shape = _shape(pretrained.model, hyper, config.tuning)
         _check_layout(config, shape, context)
         length, tokenizer = hyper.seq_length, pretrained.tokenizer
@@ -94,35 +93,43 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     else:
         trained = train(run, objective, train_set.encoded, dev_set)
         best = trained.best
-    recorder.say(f"dev: {scores_line(best)}")
-    _write(run, run.output / "dev_metrics.json", json_text({"task": task.name, **best}))
-    if config.tuning.error_report:
-        for name, text in error_reports(task, dev_set.examples, answers(run, dev_set)[0]).items():
-            _write(run, run.output / name, text)
-    for scored_set in scored_sets:
-        (scored_file,) = scored_set.paths
-        found = evaluate(run, scored_set)
-        stem = scored_file.name.split(".")[0]
-        recorder.say(f"{stem}: {scores_line(found)}")
-        _write(run, run.output / f"{stem}_metrics.json", json_text({"task": task.name, **found}))
-    for test_set in test_sets:
-        (test_file,) = test_set.paths
-        predictions, _ = answers(run, test_set)
-        path = run.output / submission_name(task, test_file)
-        _write(run, path, task.submission(test_set.examples, predictions))
-        recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
+    _write_results(run, best, dev_set, scored_sets, test_sets)
     recorder.close()
     text = json_text(summary(run, trained, best, time.perf_counter() - started))
     _write(run, run.output / SUMMARY, text)
 
 
-def _saved_task(config: FinetuneConfig, pretrained: Pretrained) -> dict[str, Any] | None:
-    """The description of the task in a checkpoint that is only evaluated."""
-    if config.source.eval_only and pretrained.task is None:
+def _write_results(
+    run: Run, best: dict[str, Any], dev_set: Inputs, scored_sets: list[Inputs], test_sets: list[Inputs]
+) -> None:
+    """Scores of the dev file, which are known, and of test files with labels, reports, and predictions."""
+    run.recorder.say(f"dev: {scores_line(best)}")
+    _write(run, run.output / "dev_metrics.json", json_text({"task": run.task.name, **best}))
+    if run.config.tuning.error_report:
+        for name, text in error_reports(run.task, dev_set.examples, answers(run, dev_set)[0]).items():
+            _write(run, run.output / name, text)
+    for scored_set in scored_sets:
+        (scored_file,) = scored_set.paths
+        found = evaluate(run, scored_set)
+        stem = scored_file.name.split(".")[0]
+        run.recorder.say(f"{stem}: {scores_line(found)}")
+        _write(run, run.output / f"{stem}_metrics.json", json_text({"task": run.task.name, **found}))
+    for test_set in test_sets:
+        (test_file,) = test_set.paths
+        predictions, _ = answers(run, test_set)
+        path = run.output / submission_name(run.task, test_file)
+        _write(run, path, run.task.submission(test_set.examples, predictions))
+        run.recorder.say(f"{path}: {len(predictions)} predictions for {test_file}")
+
+
+def _saved_task(pretrained: Pretrained) -> Task:
+    """The task of a checkpoint that is only evaluated; its inputs are as long as they were."""
+    if pretrained.task is None:
         raise UserError(
             f"--eval-only: {pretrained.folder} is not fine-tuned; give the folder best/ in a fine-tuning run's output"
         )
-    return pretrained.task if config.source.eval_only else None
+    task, seq_length = described_task(pretrained.task, pretrained.folder / CONFIG)
+    return dataclasses.replace(task, defaults=dataclasses.replace(task.defaults, seq_length=seq_length))
 
 
 def _shape(model: ModelConfig, hyper: Hyperparameters, tuning: TuningConfig) -> ModelConfig:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.errors import UserError
 from megatron.tasks.config import ReadingConfig, TaskConfig
-from megatron.tasks.descriptions import as_saved
 from megatron.tasks.encode import Encoded
 from megatron.tasks.kinds.prompts import with_prompt
 from megatron.tasks.readers import find_file
@@ -62,11 +61,13 @@ def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
     if not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
     task = named_task(config)
+    if config.split is not None and task.train_files != ("train_0.json",):
+        raise UserError(f"--split is for FewCLUE, whose files come in several; {task.name} has no splits")
 
     def find(kind: str, given: tuple[str, ...], official: Sequence[str]) -> tuple[Path, ...]:
         """All files of those given, or of the first of the official choices that is there."""
         for names in [given] if given else [choice.split() for choice in official]:
-            found = [find_file(folder, name) for name in names]
+            found = [find_file(folder, name) or (find_file(Path(), name) if given else None) for name in names]
             if all(found):
                 return tuple(path for path in found if path is not None)
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
@@ -83,10 +84,12 @@ def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
     scored = tuple(path for name in task.scored_files if (path := find_file(folder, name)))
     tests: tuple[Path, ...] = ()
     if config.predict:
-        official = [name for name, _ in task.test_files]
         given = () if config.test_file is None else (config.test_file,)
-        found = [] if given else [find_file(folder, name) for name in official]
-        tests = tuple(path for path in found if path is not None) or find("test", given, official)
+        by_result: dict[str, Path] = {}
+        for name, result in () if given else task.test_files:
+            if path := find_file(folder, name):
+                by_result.setdefault(result, path)  # of two with the same result file the first
+        tests = tuple(by_result.values()) or find("test", given, [name for name, _ in task.test_files])
     return TaskFiles(train=train, dev=dev, scored=scored, tests=tests)
 
 
@@ -95,30 +98,26 @@ def named_task(config: TaskConfig) -> Task:
     return find_task("squad2" if config.version_2_with_negative else config.task)
 
 
-def open_task(config: TaskConfig, files: TaskFiles, saved: dict[str, Any] | None) -> Task:
-    """The task, by its prompt where the flags or `saved` say so, completed from a user's own files where it is of such.
+def open_task(config: TaskConfig, files: TaskFiles, saved: Task | None) -> Task:
+    """The task, by its prompt where the flags say so, completed from a user's own files where it is of such.
 
-    saved: the description in a fine-tuned checkpoint that is to be evaluated.
+    saved: that of the fine-tuned checkpoint that is to be evaluated.
 
     Raises `UserError` if the checkpoint was fine-tuned for something else, and for wrong columns and labels.
     """
     task = named_task(config)
-    if saved is not None and saved["name"] != task.name:
-        raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved['name']}")
-    if saved is not None and config.prompt and "prompt" not in saved:
-        raise UserError("--prompt: the checkpoint was fine-tuned without")
     if saved is not None:
-        task = as_saved(task, saved)
+        if saved.name != task.name:
+            raise UserError(f"--task {config.task}: the checkpoint was fine-tuned on {saved.name}")
+        if config.prompt and saved.kind.head != "masked":
+            raise UserError("--prompt: the checkpoint was fine-tuned without")
+        if config.labels and config.labels != saved.labels:
+            raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved.labels)}")
+        columns = config.text_columns or saved.text_columns
+        task, config = saved, dataclasses.replace(config, labels=saved.labels, text_columns=columns)
     elif config.prompt or config.zero_shot:
         task = with_prompt(task)
-    if task.complete is None:
-        return task
-    if saved is not None:
-        if config.labels and list(config.labels) != saved["labels"]:
-            raise UserError(f"--labels {' '.join(config.labels)}: the checkpoint's are {' '.join(saved['labels'])}")
-        known = config.text_columns or tuple(saved.get("text_columns", ()))
-        config = dataclasses.replace(config, labels=tuple(saved["labels"]), text_columns=known)
-    return task.complete(task, (files.train or files.dev)[0], config)
+    return task if task.complete is None else task.complete(task, (files.train or files.dev)[0], config)
 
 
 def with_reading(task: Task, config: ReadingConfig) -> Task:

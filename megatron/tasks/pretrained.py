@@ -25,12 +25,12 @@ VOCABULARY, SENTENCEPIECE = "vocab.txt", "tokenizer.model"
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A checkpoint. task: the description of the task it was fine-tuned on, None for a pre-trained one."""
+    """A checkpoint. task: its description of the task it was fine-tuned on, unchecked; None for a pre-trained one."""
 
     folder: Path
     model: ModelConfig
     tokenizer: Tokenizer
-    task: dict[str, Any] | None
+    task: Any
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:

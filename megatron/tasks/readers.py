@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +100,21 @@ def read_rows(path: Path, bad: Bad = refuse) -> Iterator[Row]:
 
 
 def read_table(
-    path: Path, *, columns: tuple[str, ...] = (), skip_short: bool = False, bad: Bad = refuse
+    path: Path,
+    *,
+    columns: tuple[str, ...] = (),
+    others: Collection[str] = (),
+    skip_short: bool = False,
+    bad: Bad = refuse,
 ) -> Iterator[Row]:
     """The rows of tab-separated columns; quotes are characters like others.
 
-    columns: names of the columns of a file without a header line, one whose first line has none of these names; the
-    last ones may be absent. skip_short: leave out rows with fewer columns than there are names.
+    columns: names of the columns of a file without a header line, one whose first line has none of these names, and
+    none of `others` that a header may have; the last ones may be absent. skip_short: leave out rows with fewer columns
+    than there are names.
     """
     cells = ((number, line.split("\t")) for number, line in read_lines(path, bad) if line.strip())
-    return _table(path, cells, bad, columns, skip_short=skip_short)
+    return _table(path, cells, bad, columns, others, skip_short=skip_short)
 
 
 def read_array(path: Path) -> Iterator[tuple[int, Any]]:
@@ -205,6 +211,7 @@ def _table(
     cells: Iterator[tuple[int, list[str]]],
     bad: Bad,
     columns: tuple[str, ...] = (),
+    others: Collection[str] = (),
     *,
     skip_short: bool = False,
 ) -> Iterator[Row]:
@@ -212,7 +219,7 @@ def _table(
     headless = False
     for number, row in cells:
         if header is None:
-            headless = bool(columns) and not set(columns) & set(row)
+            headless = bool(columns) and not {*columns, *others} & set(row)
             header = list(columns[: len(row)]) if headless else row
             if len(set(header)) < len(header):
                 raise UserError(f"{path}, line {number}: a column name occurs twice in the header {header}")

@@ -1,9 +1,9 @@
-"""Result files: CLUE submissions and JSON, which appear only when complete."""
+"""Result files: the names CLUE wants for them, and the lines of JSON they are made of."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ def submission_name(task: Task, test_file: Path) -> str:
 
 def label_lines(examples: Sequence[TextExample], predictions: Sequence[Classified]) -> str:
     """One line `{"id":0,"label":"102"}` a row, in the order of the test file; ids and labels as in the task's files."""
-    lines = [
-        json.dumps({"id": example.id, "label": prediction.label}, ensure_ascii=False, separators=(",", ":"))
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    return "".join(line + "\n" for line in lines)
+    pairs = zip(examples, predictions, strict=True)
+    return json_lines({"id": example.id, "label": prediction.label} for example, prediction in pairs)
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """A line of JSON without spaces a row."""
+    return "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
 
 
 def json_object(values: dict[str, Any]) -> str:

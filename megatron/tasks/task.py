@@ -87,15 +87,13 @@ class Prompt:
 
     After PET (Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676).
     pattern: {0} and {1} stand for the texts of an example, [MASK] for a blank of one token. words: that of each label,
-    with as many tokens as there are blanks; none where every example brings its own candidates. read, scores,
-    submission: in place of the task's, where the pattern wants other texts. defaults: in place of the task's.
+    with as many tokens as there are blanks; none where every example brings its own candidates. read: in place of the
+    task's, where the pattern wants other texts. defaults: in place of the task's.
     """
 
     pattern: str
     words: tuple[str, ...] = ()
     read: Callable[[Task, Path, Split], list[Any]] | None = None
-    scores: Callable[[Task, Sequence[Any], Sequence[Any]], dict[str, float]] | None = None
-    submission: Callable[[Sequence[Any], Sequence[Any]], str] | None = None
     defaults: Hyperparameters = field(default_factory=Hyperparameters)
 
 
@@ -112,8 +110,8 @@ class Task:
     text_columns: the keys of those texts in rows, where it is known.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
-    other. test_files: names of test files and of the submission files that belong to them. scored_files: names of test
-    files with labels, scored in the end where they are there.
+    other. test_files: names of test files and of the submission files that belong to them, in order of preference where
+    these are the same. scored_files: names of test files with labels, scored in the end where they are there.
     prompt: how the task is done by filling blanks, where it can be.
     complete(task, path, config): the task as a user's own first file and flags say, for a task of such files.
     reading: of tasks whose answers are spans of a context.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.checkpoint import find_checkpoint, read_config, save_checkpoint, to_huggingface
+from megatron.checkpoint import find_checkpoint, json_bytes, read_config, save_checkpoint, to_huggingface
 from megatron.errors import UserError
 from megatron.model import BertForTask
 from megatron.mpu.context import ParallelContext
@@ -19,7 +19,7 @@ from megatron.mpu.sharding import initialize, whole_piece
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import FinetuneConfig, ModelSourceConfig, TaskConfig, TuningConfig
 from megatron.tasks.finetune import finetune
-from megatron.tasks.inputs import read_inputs
+from megatron.tasks.inputs import find_files, read_inputs
 from megatron.tasks.kinds.classification import own_columns
 from megatron.tasks.pretrained import load_weights, open_pretrained
 from megatron.tasks.sets.clue import CLUE, OWN_TEXTS
@@ -288,6 +288,7 @@ def test_ocnli_prefers_the_50k_file_and_other_files_can_be_named(config: Finetun
         ("task", {"task": "tnews"}, "holds no train.json (or .gz); there is dev.tsv, test.tsv, train.tsv"),
         ("task", {"task": "tnews", "labels": ("a", "b")}, "--labels is for --task classification"),
         ("task", {"task": "tnews", "label_column": "y"}, "--label-column is for --task classification"),
+        ("task", {"split": "1"}, "--split is for FewCLUE, whose files come in several; classification has no splits"),
         ("task", {"predict": False, "test_file": "test.tsv"}, "--test-file needs --predict"),
         ("source", {"pretrained_checkpoint": ""}, "--pretrained-checkpoint FOLDER is required"),
         ("task", {"data_dir": "/nowhere"}, "--data-dir /nowhere is not a folder"),
@@ -309,6 +310,31 @@ def test_mistakes_are_named(config: FinetuneConfig, section: str, values: dict[s
     assert message in str(error.value)
 
 
+def test_files_of_other_names_are_also_found_from_the_working_directory(
+    config: FinetuneConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "few.tsv").write_bytes((data / "train.tsv").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    given = dataclasses.replace(config.task, train_file=("mine/few.tsv", "dev.tsv"), test_file="mine/few.tsv")
+    files = find_files(given, trained=True)
+    assert files.train == (Path("mine/few.tsv"), data / "dev.tsv")
+    assert files.tests == (Path("mine/few.tsv"),)
+    assert files.dev == (data / "dev.tsv",)
+
+
+def test_of_test_files_with_the_same_result_file_the_first_is_predicted(config: FinetuneConfig, tmp_path: Path) -> None:
+    """As of training files that are there under two names; the other's predictions would take the place of its."""
+    for name in ("train.tsv", "dev.tsv", "test.jsonl", "test.csv"):
+        (tmp_path / name).touch()
+    here = dataclasses.replace(config.task, data_dir=str(tmp_path))
+    assert find_files(here, trained=True).tests == (tmp_path / "test.csv",)
+    for name in ("train.json", "dev.json", "test1.0.json", "test.json"):
+        (tmp_path / name).touch()
+    tests = find_files(dataclasses.replace(here, task="tnews"), trained=True).tests
+    assert tests == (tmp_path / "test.json", tmp_path / "test1.0.json")
+
+
 def test_checkpoint_of_another_task_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune(changed(config, "tuning", epochs=1), SINGLE)
     best = str(Path(config.source.output_dir) / "best")
@@ -320,6 +346,22 @@ def test_checkpoint_of_another_task_is_refused(config: FinetuneConfig, tmp_path:
     (folder / "dev.json").write_text(json.dumps(official_rows("afqmc", 1, ("0", "1"))[0]), encoding="utf-8")
     with pytest.raises(UserError, match="--task afqmc: the checkpoint was fine-tuned on classification"):
         finetune(changed(again, "task", task="afqmc", data_dir=str(folder), predict=False), SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [("good", "the task must be an object"), ({"name": "classification"}, "the task lacks its name or its seq_length")],
+)
+def test_a_damaged_description_of_the_task_is_named(
+    config: FinetuneConfig, checkpoint: Path, tmp_path: Path, described: Any, message: str
+) -> None:
+    (folder,) = checkpoint.glob("iter_*")
+    files = {name: (folder / name).read_bytes() for name in ("vocab.txt", "train_state.json")}
+    files["config.json"] = json_bytes({**read_config(folder), "task": described})
+    save_checkpoint(tmp_path / "damaged", 1, model=[], optimizer=[], files=files, context=SINGLE)
+    damaged = changed(config, "source", pretrained_checkpoint=str(tmp_path / "damaged"), eval_only=True)
+    with pytest.raises(UserError, match=f"config.json: {message}"):
+        finetune(damaged, SINGLE)
 
 
 def test_fine_tuned_weights_can_be_tuned_on(config: FinetuneConfig, tmp_path: Path) -> None:

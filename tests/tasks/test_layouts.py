@@ -47,6 +47,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
 }
+
+
 def write_cmrc2018(folder: Path) -> Path:
     for file, contexts in (("train", 12), ("dev", 6), ("test", 3)):
         write_reading(folder / f"{file}.json", file.upper(), contexts=contexts)

@@ -173,6 +173,7 @@ def test_checkpoints_that_cannot_predict_are_named(best: Path, tmp_path: Path) -
         ({"name": "colours"}, "the task 'colours' is unknown"),
         ({"head": "span"}, "has a head for classification, not for 'span'"),
         ({"seq_length": "x"}, "lacks its name or its seq_length"),
+        ({"seq_length": True}, "lacks its name or its seq_length"),
         ({"seq_length": 65}, "seq_length 65 is above"),
         ({"labels": "bad"}, "labels of the task must be a list of strings"),
         ({"labels": ["a", "b", "c"]}, "task_head"),

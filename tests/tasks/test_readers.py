@@ -205,8 +205,11 @@ def test_classification_columns_labels_and_ids(tmp_path: Path) -> None:
     ("content", "options", "message"),
     [
         ("text\tclass\na\tb\n", {}, "line 2: no column 'label'"),
-        ("a\tb\tc\tlabel\n1\t2\t3\t4\n", {}, "the text columns are ['a', 'b', 'c']; name the one or two"),
+        ("a\tb\tc\tlabel\n1\t2\t3\t4\n", {}, "the text columns are ['a', 'b', 'c'], the label's is 'label'; name"),
         ("a\tlabel\n1\t2\n", {"text_columns": ("z",)}, "no column 'z'"),
+        ("a\tlabel\n1\t2\n", {"text_columns": ("label",)}, "the text columns are ['label'], the label's is 'label'"),
+        ("a\tlabel\n1\t2\n", {"text_columns": ("a", "a")}, "the text columns are ['a', 'a'], the label's is"),
+        ("a\tlabel\n1\t2\n", {"labels": ("2", "3", "2")}, "the labels 2, 3, 2 are not all different"),
         ("a\tlabel\n1\t2\n", {}, "only the label '2'"),
         ("a\ta\n1\t2\n", {}, "line 1: a column name occurs twice"),
         ("a\tlabel\n1\t2\t3\n", {}, "line 2: 3 columns, but the header names 2"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -491,6 +492,8 @@ def test_labels_with_tabs_stay_cells() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"lr": math.nan}, "--lr must be positive and finite, not nan"),
+        ({"lr": math.inf}, "--lr must be positive and finite, not inf"),
         ({"early_stopping": 0}, "--early-stopping must be positive, not 0"),
         ({"keep_last_checkpoints": 0}, "--keep-last-checkpoints must be positive, not 0"),
         ({"class_weights": "1,x"}, "--class-weights must be positive numbers 1,2,0.5 or balanced, not 1,x"),

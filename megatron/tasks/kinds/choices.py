@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch, encode_texts
 from megatron.tasks.metrics import accuracies, softmax
+from megatron.tasks.submission import json_lines
 from megatron.tasks.task import Kind, Task
 
 if TYPE_CHECKING:
@@ -66,18 +66,14 @@ def choice_scores(task: Task, examples: Sequence[Answerable], predictions: Seque
 
 def choice_lines(examples: Sequence[ChoiceExample], predictions: Sequence[Chosen]) -> str:
     """One line `{"id":508,"label":0}` a question, in the order of the test file; labels are positions, from 0."""
-    lines = [
-        json.dumps({"id": example.id, "label": prediction.choice}, ensure_ascii=False, separators=(",", ":"))
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    return "".join(line + "\n" for line in lines)
+    pairs = zip(examples, predictions, strict=True)
+    return json_lines({"id": example.id, "label": prediction.choice} for example, prediction in pairs)
 
 
 def choice_loss(task: Task, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the choices of each row: outputs [rows * choices, 1]."""
     del task
-    choices = max(1, len(batch.inputs) // max(1, len(batch.rows)))  # a rank may have no rows
-    logits, labels = outputs.view(-1, choices), torch.from_numpy(batch.labels).to(outputs.device)
+    logits, labels = outputs.view(len(batch.rows), -1), torch.from_numpy(batch.labels).to(outputs.device)
     total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
     return total, (logits.argmax(1) == labels).sum()
 

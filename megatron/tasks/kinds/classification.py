@@ -125,8 +125,8 @@ def own_columns(task: Task, file: Path, config: TaskConfig) -> Task:
     """The task with the columns and labels of a user's own files.
 
     file: the training file, or the dev file where nothing is trained. Text columns default to all but the label's and
-    `id`, labels to the distinct ones of the file, sorted. Raises `UserError` for missing columns, and for more than
-    two texts.
+    `id`, labels to the distinct ones of the file, sorted. Raises `UserError` for missing columns, more than two texts,
+    and a column or label that is named twice.
     """
     rows = read_rows(file)
     first = next(rows, None)
@@ -137,15 +137,17 @@ def own_columns(task: Task, file: Path, config: TaskConfig) -> Task:
         raise first.error(f"no column {label_column!r} in {list(first.values)}; name it with --label-column")
     texts = config.text_columns or tuple(name for name in first.values if name not in (label_column, "id"))
     missing = [name for name in texts if name not in first.values]
-    if missing or len(texts) not in (1, 2):
-        problem = (
-            f"no column {missing[0]!r} in {list(first.values)}" if missing else f"the text columns are {list(texts)}"
-        )
+    if missing or len(texts) not in (1, 2) or len({*texts, label_column}) <= len(texts):
+        problem = f"the text columns are {list(texts)}, the label's is {label_column!r}"
+        if missing:
+            problem = f"no column {missing[0]!r} in {list(first.values)}"
         raise first.error(f"{problem}; name the one or two columns of text with --text-columns")
     if not labels:
         labels = tuple(sorted({str(row.code(label_column)) for row in (first, *rows)}))
     if len(labels) < 2:
         raise UserError(f"{file} has only the label {labels[0]!r}: at least two are needed (--labels names them all)")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{file}: the labels {', '.join(labels)} are not all different; mend --labels")
     read = text_reader(columns(*texts), label_key=label_column, test_ids=False)
     return dataclasses.replace(task, read=read, labels=labels, text_columns=texts)
 

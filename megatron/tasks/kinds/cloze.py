@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron.errors import UserError
 from megatron.tasks.encode import IGNORED, Encoded, pack_segments
 from megatron.tasks.kinds.choices import CHOICES, NO_CHOICE, Chosen, chosen
 from megatron.tasks.task import Kind, Task
@@ -33,8 +34,9 @@ class Blank:
     """One blank of a passage.
 
     pieces: the passage without its blanks; blank: the number of this one, between pieces[blank] and the next.
-    candidates: the idioms; answer: the index of the right one, None in test files. row: the same for all blanks that
-    share candidates, each of which stands in one blank at most. id: the tag of the blank, or the id of the row.
+    candidates: the idioms; answer: the index of the right one, None in test files. row: where the row stands, for
+    messages; the same for all blanks that share candidates, each of which stands in one blank at most. id: the tag of
+    the blank, or the id of the row.
     """
 
     pieces: tuple[str, ...]
@@ -44,6 +46,10 @@ class Blank:
     id: int | str
     row: str
     group: str = ""
+
+    def error(self, message: str) -> UserError:
+        """A `UserError` that names the row."""
+        return UserError(f"{self.row}: {message}")
 
 
 def joint_choices(scores: np.ndarray) -> np.ndarray:
@@ -108,10 +114,10 @@ def _encode(task: Task, examples: Sequence[Blank], tokenizer: Tokenizer, seq_len
     return dataclasses.replace(encoded, first_lengths=np.diff(encoded.offsets), truncated=cut)
 
 
-def _decode(task: Task, examples: Sequence[Blank], encoded: Encoded, outputs: np.ndarray) -> list[Chosen]:
-    """The blanks of a row together."""
-    del task
-    rows = zip(examples, outputs.reshape(-1, encoded.row_inputs), strict=True)
+def decode_jointly(task: Task, examples: Sequence[Blank], encoded: Encoded, outputs: np.ndarray) -> list[Chosen]:
+    """The blanks of a row together: outputs [blanks, candidates], or [blanks * candidates, 1]."""
+    del task, encoded
+    rows = zip(examples, outputs.reshape(len(examples), -1), strict=True)
     predictions: list[Chosen] = []
     for _, blanks in itertools.groupby(rows, key=lambda pair: pair[0].row):
         scores = np.stack([row[: len(example.candidates)] for example, row in blanks])
@@ -125,5 +131,5 @@ CLOZE: Kind[Blank, Chosen] = Kind(
     num_outputs=CHOICES.num_outputs,
     encode=_encode,
     loss=CHOICES.loss,
-    decode=_decode,
+    decode=decode_jointly,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch
 from megatron.tasks.kinds.tags import Entity, entities_of, spell
 from megatron.tasks.readers import Row
+from megatron.tasks.submission import json_lines
 from megatron.tasks.task import Kind, Task
 
 if TYPE_CHECKING:
@@ -149,15 +149,14 @@ def likeliest_entities(
 
 def entity_lines(examples: Sequence[TaggedText], predictions: Sequence[Sequence[Entity]]) -> str:
     """One line `{"id":0,"label":{"name":{"王明":[[0,1]]}}}` a text, as CLUENER2020 wants; the last index included."""
-    lines = []
+    rows = []
     for example, entities in zip(examples, predictions, strict=True):
         label: dict[str, dict[str, list[list[int]]]] = {}
         for entity in entities:
             mention = example.text[entity.first : entity.last + 1]
             label.setdefault(entity.type, {}).setdefault(mention, []).append([entity.first, entity.last])
-        row = {"id": example.id, "label": label}
-        lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
-    return "".join(line + "\n" for line in lines)
+        rows.append({"id": example.id, "label": label})
+    return json_lines(rows)
 
 
 TAGGING: Kind[TaggedText, tuple[Entity, ...]] = Kind(

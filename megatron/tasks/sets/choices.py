@@ -6,7 +6,6 @@ hyper-parameters the best of PaddleNLP's published grid for BERT-base-sized mode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron.tasks.kinds.choices import (
 )
 from megatron.tasks.kinds.cloze import CLOZE, Blank
 from megatron.tasks.readers import Row, find_file, read_array, read_rows
+from megatron.tasks.submission import json_lines, json_object
 from megatron.tasks.task import Hyperparameters, Split, Task
 
 C3_CHOICES = 4
@@ -101,7 +101,7 @@ def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
                     if type(answer) is not int or not 0 <= answer < len(candidates):
                         raise row.error(f"the answer {answer!r} of {tag} is no index of {len(candidates)} candidates")
                 id_ = tag if tagged else row.code("id")
-                blanks.append(Blank(pieces, blank, candidates, answer, id_, f"{path}:{row.line}"))
+                blanks.append(Blank(pieces, blank, candidates, answer, id_, f"{path}, line {row.line}"))
         if len(blanks) == found or not tagged and len(blanks) > found + 1:
             raise row.error(f"{'no' if len(blanks) == found else 'more than one'} #idiom...# in 'content'")
     return blanks
@@ -119,9 +119,8 @@ def chid_answers(examples: Sequence[Blank], predictions: Sequence[Chosen]) -> st
     """One JSON object of tags and indices of candidates; for FewCLUE a line `{"id":3000,"answer":0}` a row."""
     answers = [(example.id, chosen.choice) for example, chosen in zip(examples, predictions, strict=True)]
     if all(isinstance(id_, str) and _TAG.fullmatch(id_) for id_, _ in answers):
-        return json.dumps(dict(answers)) + "\n"
-    lines = [json.dumps({"id": id_, "answer": answer}, separators=(",", ":")) for id_, answer in answers]
-    return "".join(line + "\n" for line in lines)
+        return json_object({str(tag): choice for tag, choice in answers})
+    return json_lines({"id": id_, "answer": answer} for id_, answer in answers)
 
 
 def read_race(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
@@ -176,11 +175,8 @@ def _passages(path: Path) -> Iterator[Row]:
 
 def race_lines(examples: Sequence[ChoiceExample], predictions: Sequence[Chosen]) -> str:
     """One line `{"id":"high3.txt-0","answer":"A"}` a question: the passage's id and the question's place in it."""
-    lines = [
-        json.dumps({"id": example.id, "answer": RACE_LETTERS[chosen.choice]}, ensure_ascii=False)
-        for example, chosen in zip(examples, predictions, strict=True)
-    ]
-    return "".join(line + "\n" for line in lines)
+    pairs = zip(examples, predictions, strict=True)
+    return json_lines({"id": example.id, "answer": RACE_LETTERS[chosen.choice]} for example, chosen in pairs)
 
 
 CHOICE_TASKS = (

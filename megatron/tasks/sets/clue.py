@@ -57,7 +57,7 @@ OWN_TEXTS = text_task(
     defaults=Hyperparameters(global_batch_size=32),
 )
 
-_NLI = ("contradiction", "entailment", "neutral")
+NLI_LABELS = ("contradiction", "entailment", "neutral")
 
 CLUE = (
     text_task(
@@ -83,7 +83,7 @@ CLUE = (
     text_task(
         name="cmnli",
         texts=columns("sentence1", "sentence2"),
-        labels=_NLI,
+        labels=NLI_LABELS,
         skipped_labels=frozenset("-"),
         test_files=(("test.json", "cmnli_predict.json"),),
         defaults=Hyperparameters(epochs=2, global_batch_size=64),
@@ -91,7 +91,7 @@ CLUE = (
     text_task(
         name="ocnli",
         texts=columns("sentence1", "sentence2"),
-        labels=_NLI,
+        labels=NLI_LABELS,
         skipped_labels=frozenset("-"),
         train_files=("train.50k.json", "train.json", "train.30k.json", "train.10k.json", "train.3k.json"),
         test_files=(("test.json", "ocnli_50k_predict.json"),),

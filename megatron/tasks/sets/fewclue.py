@@ -6,19 +6,14 @@ its PET baseline; without a pattern a task is fine-tuned as its like of CLUE.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron.tasks.kinds.choices import choice_scores
-from megatron.tasks.kinds.classification import Classified, accuracy_scores, columns, text_reader, text_task
+from megatron.tasks.kinds.classification import columns, text_reader, text_task
 from megatron.tasks.kinds.cloze import CLOZE
-from megatron.tasks.kinds.prompts import ClozeExample
-from megatron.tasks.readers import read_rows
 from megatron.tasks.sets.choices import chid_answers, read_chid
-from megatron.tasks.sets.clue import keywords_and_abstract, marked_pronoun, marked_spans
-from megatron.tasks.task import Hyperparameters, Prompt, Split, Task
+from megatron.tasks.sets.clue import NLI_LABELS, keywords_and_abstract, marked_pronoun, marked_spans
+from megatron.tasks.task import Hyperparameters, Prompt, Task
 
 # Disciplines of CSLDCP in the order of the benchmark's list, each with the word that stands for it in a pattern.
 DISCIPLINES = {
@@ -119,41 +114,6 @@ TOPICS = {
     "116": "电竞",
 }
 
-IDIOM = "#idiom#"
-IDIOM_CHARACTERS = 4
-
-
-def read_idiom_blanks(task: Task, path: Path, split: Split) -> list[ClozeExample]:
-    """Rows of CHID: a text with one `#idiom#` and as many candidates as the task has labels, each of four characters.
-
-    Raises `UserError` naming file and line of a row that is otherwise, or whose answer is not one of the candidates.
-    """
-    examples = []
-    for number, row in enumerate(read_rows(path)):
-        texts, candidates = tuple(row.text("content").split(IDIOM)), tuple(row.texts("candidates"))
-        if len(texts) != 2:
-            raise row.error(f"'content' must hold {IDIOM} once, not {len(texts) - 1} times")
-        if len(candidates) != len(task.labels) or {len(idiom) for idiom in candidates} != {IDIOM_CHARACTERS}:
-            raise row.error(
-                f"'candidates' must be {len(task.labels)} idioms of {IDIOM_CHARACTERS} characters, "
-                f"not {list(candidates)}"
-            )
-        answer = None if split == "test" else row.value("answer")
-        if split != "test" and (type(answer) is not int or not 0 <= answer < len(candidates)):
-            raise row.error(f"'answer' must be an integer from 0 to {len(candidates) - 1}, not {answer!r}")
-        examples.append(ClozeExample(texts, answer, row.code("id") if split == "test" else number, candidates))
-    return examples
-
-
-def answer_lines(examples: Sequence[ClozeExample], predictions: Sequence[Classified]) -> str:
-    """One line `{"id":3000,"answer":0}` a row, in the order of the test file: the number of the candidate."""
-    lines = [
-        json.dumps({"id": example.id, "answer": int(prediction.label)}, separators=(",", ":"))
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-    return "".join(line + "\n" for line in lines)
-
-
 # ZeroCLUE has FewCLUE's dev_0.json under the name dev.json.
 _FILES: dict[str, Any] = {
     "train_files": ("train_0.json",),
@@ -203,7 +163,7 @@ FEWCLUE = (
     text_task(
         name="fewclue-ocnli",
         texts=columns("sentence1", "sentence2"),
-        labels=("contradiction", "entailment", "neutral"),
+        labels=NLI_LABELS,
         prompt=Prompt(
             pattern="{0}？[MASK][MASK],{1}",
             words=("不是", "是的", "并且"),
@@ -229,13 +189,7 @@ FEWCLUE = (
         read=read_chid,
         scores=choice_scores,
         submission=chid_answers,
-        prompt=Prompt(
-            pattern="{0}" + "[MASK]" * IDIOM_CHARACTERS + "{1}",
-            read=read_idiom_blanks,
-            scores=accuracy_scores,
-            submission=answer_lines,
-            defaults=_PET,
-        ),
+        prompt=Prompt(pattern="{0}[MASK][MASK][MASK][MASK]{1}", defaults=_PET),
         **_FILES,
         test_files=(("test.json", "chidf_predict.json"),),
         defaults=_FEW,

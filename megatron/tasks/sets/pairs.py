@@ -22,7 +22,10 @@ def pair_rows(path: Path, split: Split) -> Iterator[Row]:
     """Rows of a corpus: JSON lines, or tab-separated columns; without a header two texts and the label."""
     del split
     json_lines = JSON_ENDINGS & {suffix.lower() for suffix in path.suffixes}
-    return read_rows(path) if json_lines else read_table(path, columns=(*TEXT_COLUMNS[1], "label"))
+    if json_lines:
+        return read_rows(path)
+    others = [name for names in TEXT_COLUMNS for name in names]
+    return read_table(path, columns=(*TEXT_COLUMNS[1], "label"), others=others)
 
 
 def pair(row: Row) -> tuple[str, ...]:

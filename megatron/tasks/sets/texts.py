@@ -12,9 +12,10 @@ from pathlib import Path
 
 from megatron.tasks.kinds.classification import Classified, TextExample, columns, f1_scores, text_task
 from megatron.tasks.readers import Row, read_table
+from megatron.tasks.sets.clue import NLI_LABELS
+from megatron.tasks.sets.pairs import pair, pair_rows
 from megatron.tasks.task import Hyperparameters, Split, Task
 
-_NLI = ("contradiction", "entailment", "neutral")
 _PAIR = columns("text_a", "text_b")
 _SEPARATE_WORDS = ("premise", "hypo")
 
@@ -26,12 +27,6 @@ def glue_lines(examples: Sequence[TextExample], predictions: Sequence[Classified
         for number, (_, prediction) in enumerate(zip(examples, predictions, strict=True))
     ]
     return "\n".join(["index\tprediction", *lines]) + "\n"
-
-
-def pair_rows(path: Path, split: Split) -> Iterator[Row]:
-    """Rows of LCQMC and BQ: two texts and a label, mostly without a header line."""
-    del split
-    return read_table(path, columns=("text_a", "text_b", "label"))
 
 
 def xnli_rows(path: Path, split: Split) -> Iterator[Row]:
@@ -79,7 +74,8 @@ def _question_pairs(name: str, lr: float) -> Task:
     return text_task(
         name=name,
         labels=("0", "1"),
-        texts=_PAIR,
+        texts=pair,
+        text_columns=_PAIR.keys,
         rows=pair_rows,
         test_ids=False,
         train_files=("train.tsv", "train.txt"),
@@ -105,7 +101,7 @@ TEXT_TASKS = (
     _question_pairs("bq", 3e-5),
     text_task(
         name="xnli",
-        labels=_NLI,
+        labels=NLI_LABELS,
         texts=_PAIR,
         rows=xnli_rows,
         test_ids=False,
@@ -116,7 +112,7 @@ TEXT_TASKS = (
     ),
     text_task(
         name="mnli",
-        labels=_NLI,
+        labels=NLI_LABELS,
         texts=columns("sentence1", "sentence2"),
         label_key="gold_label",
         skipped_labels=frozenset("-"),

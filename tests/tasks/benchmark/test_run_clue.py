@@ -159,7 +159,7 @@ def test_failed_runs_are_named_and_stop_no_others(
         (("--jobs", 0, "--seeds"), FLAGS, "--jobs must be at least 1, not 0\n  - --seeds needs at least one seed"),
         ((), ("--lr", 1e-3), "--lr: give --lr before the --"),
         ((), ("--epochs", 0), "--epochs must be positive, not 0"),
-        (("--lr", -1), FLAGS, "--lr must be positive, not -1.0"),
+        (("--lr", -1), FLAGS, "--lr must be positive and finite, not -1.0"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(

@@ -17,7 +17,8 @@ from megatron.model import BertForPreTraining, BertForPrompts
 from megatron.mpu.context import ParallelContext
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.kinds.classification import TextExample
-from megatron.tasks.kinds.prompts import PROMPTS, ClozeExample, with_prompt
+from megatron.tasks.kinds.cloze import Blank
+from megatron.tasks.kinds.prompts import CLOZE_PROMPTS, PROMPTS, with_prompt
 from megatron.tasks.pretrained import Pretrained, load_weights, open_pretrained
 from megatron.tasks.table import find_task
 from megatron.tasks.task import Prompt, Task
@@ -118,18 +119,35 @@ def test_words_that_do_not_fit_the_blanks(tokenizer: Tokenizer, words: tuple[str
 
 def test_candidates_of_each_example(tokenizer: Tokenizer) -> None:
     task = prompted(f"{{0}}{MASK}{MASK}{{1}}", ())
+    assert task.kind is CLOZE_PROMPTS
     rows = [
-        ClozeExample(("金", "木"), 2, 0, ("天地", "山水", "天水")),
-        ClozeExample(("", "日月"), 0, 1, ("水天", "鹰飞", "天地")),
+        Blank(("金", "木"), 0, ("天地", "山水", "天水"), 2, 0, "a.json, line 1"),
+        Blank(("", "日月"), 0, ("水天", "鹰飞", "天地"), 0, 1, "a.json, line 2"),
     ]
-    encoded = PROMPTS.encode(task, rows, tokenizer, 32)
+    encoded = CLOZE_PROMPTS.encode(task, rows, tokenizer, 32)
     assert shown(encoded, tokenizer) == ["[CLS]金[MASK][MASK]木[SEP]", "[CLS][MASK][MASK]日月[SEP]"]
     assert encoded.candidates is not None
     words = [["".join(tokenizer.tokens[i] for i in word) for word in row] for row in encoded.candidates]
     assert words == [["天地", "山水", "天水"], ["水天", "[UNK][UNK]", "天地"]]
-    rows.append(ClozeExample(("金", "木"), 2, 0, ("天地", "山", "天水")))
-    with pytest.raises(UserError, match="made-up: candidates must have 2 tokens, but in this vocabulary 山 have other"):
-        PROMPTS.encode(task, rows, tokenizer, 32)
+    assert encoded.labels.tolist() == [2, 0]
+    scores = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    assert [found.choice for found in CLOZE_PROMPTS.decode(task, rows, encoded, scores)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "candidates", "message"),
+    [
+        (("金", "木"), ("天地", "山", "天水"), "candidates must have 2 tokens, but in this vocabulary 山 have other"),
+        (("金", "木"), ("天地", "山水"), "1 blanks and 2 candidates; by its pattern made-up has one .*, and 3"),
+        (("金", "木", "火"), ("天地", "山水", "天水"), "2 blanks and 3 candidates"),
+    ],
+)
+def test_candidates_that_do_not_fit_the_pattern(
+    tokenizer: Tokenizer, pieces: tuple[str, ...], candidates: tuple[str, ...], message: str
+) -> None:
+    rows = [Blank(pieces, 0, candidates, 0, 0, "a.json, line 3")]
+    with pytest.raises(UserError, match=f"^a.json, line 3: {message}"):
+        CLOZE_PROMPTS.encode(prompted(f"{{0}}{MASK}{MASK}{{1}}", ()), rows, tokenizer, 32)
 
 
 def test_a_task_without_a_pattern() -> None:

@@ -73,7 +73,7 @@ def test_strides_longer_than_a_window_leave_nothing_out() -> None:
     encoded = encode(task_with(doc_stride=100), question("abcdefghijklmnop"))
     tokens = encoded.batch(np.arange(encoded.num_rows)).tokens
     assert tokens.tolist() == [ids("^qu$abcdefg$"), ids("^qu$hijklmn$"), ids("^qu$op$_____")]
-    assert (encoded.labels == IGNORED).all()
+    assert (encoded.labels == IGNORED).all() and encoded.count(np.arange(3)) == 0
 
 
 def test_long_questions_are_cut_and_mended_answers_told() -> None:
@@ -141,6 +141,7 @@ def test_loss_is_the_mean_of_both_cross_entropies_over_real_tokens() -> None:
     encoded = encode(task, *examples)
     batch = encoded.batch(np.array([2, 0, 1]), multiple=16)
     outputs = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert encoded.count(np.array([2, 0, 1])) == 2
     total, hits = SPANS.loss(task, outputs, batch)
     expected = torch.zeros(())
     for row, (first, last) in ((0, (0, 0)), (1, (6, 7))):  # the last has no label

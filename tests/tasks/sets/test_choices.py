@@ -196,7 +196,7 @@ def test_race_folder_and_lines(tmp_path: Path) -> None:
     hidden = {key: value for key, value in RACE.items() if key != "answers"}
     tests = read_examples(task, write_lines(tmp_path / "test.jsonl", hidden), "test")
     assert task.submission(tests, [Chosen(2, ()), Chosen(0, ())]) == (
-        '{"id": "high17.txt-0", "answer": "C"}\n{"id": "high17.txt-1", "answer": "A"}\n'
+        '{"id":"high17.txt-0","answer":"C"}\n{"id":"high17.txt-1","answer":"A"}\n'
     )
 
 

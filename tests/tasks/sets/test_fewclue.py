@@ -175,9 +175,10 @@ def test_official_row_plainly_and_in_its_pattern(name: str, checkpoint: Path, tm
     task, row = find_task(name), ROWS[short(name)]
     labelled, test = write(tmp_path / "train_0.json", [row]), write(tmp_path / "test.json", unlabelled([row]), "\n")
     prompted = with_prompt(task)
-    (example,) = (prompted if short(name) == "chid" else task).read(task, labelled, "train")
-    assert example.texts == PLAIN[short(name)]
-    assert task.labels[example.label] == str(row["answer"] if short(name) == "chid" else row["label"])
+    (example,) = task.read(task, labelled, "train")
+    texts, label = (example.pieces, example.answer) if short(name) == "chid" else (example.texts, example.label)
+    assert texts == PLAIN[short(name)]
+    assert task.labels[label] == str(row["answer"] if short(name) == "chid" else row["label"])
 
     inputs = read_inputs(prompted, (labelled,), "dev", tokenizer, 64)
     encoded = inputs.encoded
@@ -187,11 +188,11 @@ def test_official_row_plainly_and_in_its_pattern(name: str, checkpoint: Path, tm
     assert text == f"[CLS]{expected.replace('_', '[MASK]')}[SEP]"
     assert (encoded.tokens[encoded.masks[0]] == tokenizer.mask_id).all()
     assert encoded.candidates.shape == (1, len(task.labels), expected.count("_"))
-    assert "".join(tokenizer.tokens[i] for i in encoded.candidates[0, inputs.examples[0].label]) == word
+    assert "".join(tokenizer.tokens[i] for i in encoded.candidates[0, encoded.labels[0]]) == word
 
     if "id" in row:
         (example,) = prompted.read(prompted, test, "test")
-        assert (example.label, example.id) == (None, row["id"])
+        assert (getattr(example, "answer" if short(name) == "chid" else "label"), example.id) == (None, row["id"])
     else:
         with pytest.raises(UserError, match=r"test\.json, line 1: no key 'id'"):
             prompted.read(prompted, test, "test")
@@ -207,14 +208,12 @@ def test_official_row_plainly_and_in_its_pattern(name: str, checkpoint: Path, tm
         ("ocnli", {"label": "-"}, "label '-' is none of the 3"),
         ("csl", {"keyword": "桥梁"}, "'keyword' must be a list of strings"),
         ("cluewsc", {"text": "小狗看见鸟，它很高兴。"}, "span1_text '小猫' does not stand at span1_index 0"),
-        ("chid", {"content": "今天出门"}, "'content' must hold #idiom# once, not 0 times"),
-        ("chid", {"content": "#idiom#和#idiom#"}, "'content' must hold #idiom# once, not 2 times"),
-        ("chid", {"candidates": IDIOMS[:6]}, "'candidates' must be 7 idioms of 4 characters, not ['风和日丽'"),
-        ("chid", {"candidates": [*IDIOMS[:6], "百尺竿头更进一步"]}, "'candidates' must be 7 idioms of 4 characters"),
-        ("chid", {"answer": 7}, "'answer' must be an integer from 0 to 6, not 7"),
-        ("chid", {"answer": "5"}, "'answer' must be an integer from 0 to 6, not '5'"),
-        ("chid", {"answer": None}, "'answer' must be an integer from 0 to 6, not None"),
-        ("chid", {"answer": True}, "'answer' must be an integer from 0 to 6, not True"),
+        ("chid", {"content": "今天出门"}, "no #idiom...# in 'content'"),
+        ("chid", {"content": "#idiom#和#idiom#"}, "more than one #idiom...# in 'content'"),
+        ("chid", {"answer": 7}, "the answer 7 of #idiom# is no index of 7 candidates"),
+        ("chid", {"answer": "5"}, "the answer '5' of #idiom# is no index of 7 candidates"),
+        ("chid", {"answer": None}, "the answer None of #idiom# is no index of 7 candidates"),
+        ("chid", {"answer": True}, "the answer True of #idiom# is no index of 7 candidates"),
     ],
 )
 def test_bad_rows_are_named(name: str, values: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def test_pairs_without_and_with_a_header(tmp_path: Path, task: str, name: str) -
     rows = [("怎么还款", "如何还款？", "1"), ('"借"', "提额", "0")]
     expected = [(("怎么还款", "如何还款？"), "1"), (('"借"', "提额"), "0")]
     assert found(task, write_tsv(tmp_path / name, *rows), "train") == expected
-    assert found(task, write_tsv(tmp_path / name, "text_a text_b label", *rows), "dev") == expected
+    for header in ("text_a text_b", "text1 text2", "sentence1 sentence2"):
+        assert found(task, write_tsv(tmp_path / name, f"{header} label", *rows), "dev") == expected
+        unlabelled = write_tsv(tmp_path / name, header, *[row[:2] for row in rows])
+        assert found(task, unlabelled, "test") == [(texts, None) for texts, _ in expected]
     assert found(task, write_tsv(tmp_path / name, *[row[:2] for row in rows]), "test")[1] == (('"借"', "提额"), None)
 
 
