@@ -50,16 +50,16 @@ def with_prompt(task: Task, saved: dict[str, Any] | None = None) -> Task:
         raise UserError(f"--prompt and --zero-shot are for tasks with a pattern, those of FewCLUE, not for {task.name}")
     if saved is not None:
         prompt = dataclasses.replace(prompt, pattern=saved["pattern"], words=tuple(saved["words"]))
-    task = dataclasses.replace(
+    return dataclasses.replace(
         task,
         kind=PROMPTS,
         prompt=prompt,
+        read=prompt.read or task.read,
+        parse=prompt.parse or task.parse,
         scores=prompt.scores or task.scores,
         submission=prompt.submission or task.submission,
         defaults=prompt.defaults,
     )
-    # Where the pattern wants other texts than the task, single rows cannot be parsed.
-    return task if prompt.read is None else dataclasses.replace(task, read=prompt.read, parse=None)
 
 
 def prompt_description(task: Task) -> dict[str, Any]:

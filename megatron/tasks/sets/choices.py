@@ -107,6 +107,16 @@ def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
     return blanks
 
 
+def parse_chid(task: Task, row: Row) -> Blank:
+    """A blank to fill: a row of "content", one passage with one blank, and the list "candidates"."""
+    del task
+    passage, candidates = row.text("content"), tuple(row.texts("candidates"))
+    pieces = tuple(_TAG.split(passage))
+    if len(pieces) != 2 or len(candidates) < 2:
+        raise row.error("'content' must hold one #idiom#, and 'candidates' at least two idioms")
+    return Blank(pieces, 0, candidates, None, row.line, f"{row.path}:{row.line}")
+
+
 def _chid_answers(path: Path) -> dict[str, Any]:
     name = path.name.removesuffix(".gz").removesuffix(".json") + "_answer.json"
     file = find_file(path.parent, name)
@@ -204,6 +214,7 @@ CHOICE_TASKS = (
         read=read_chid,
         scores=choice_scores,
         submission=chid_answers,
+        parse=parse_chid,
         test_files=(("test1.1.json", "chid11_predict.json"), ("test1.0.json", "chid10_predict.json")),
         defaults=Hyperparameters(global_batch_size=32, lr=2e-5, lr_warmup_fraction=0.06, seq_length=64),
     ),

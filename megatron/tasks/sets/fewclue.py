@@ -6,17 +6,25 @@ its PET baseline; without a pattern a task is fine-tuned as its like of CLUE.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron.tasks.kinds.choices import choice_scores
-from megatron.tasks.kinds.classification import Classified, accuracy_scores, columns, text_reader, text_task
+from megatron.tasks.kinds.classification import (
+    Classified,
+    accuracy_scores,
+    columns,
+    text_parser,
+    text_reader,
+    text_task,
+)
 from megatron.tasks.kinds.cloze import CLOZE
 from megatron.tasks.kinds.prompts import ClozeExample
-from megatron.tasks.readers import read_rows
-from megatron.tasks.sets.choices import chid_answers, read_chid
+from megatron.tasks.readers import Row, read_rows
+from megatron.tasks.sets.choices import chid_answers, parse_chid, read_chid
 from megatron.tasks.sets.clue import keywords_and_abstract, marked_pronoun, marked_spans
 from megatron.tasks.task import Hyperparameters, Prompt, Split, Task
 
@@ -130,19 +138,35 @@ def read_idiom_blanks(task: Task, path: Path, split: Split) -> list[ClozeExample
     """
     examples = []
     for number, row in enumerate(read_rows(path)):
-        texts, candidates = tuple(row.text("content").split(IDIOM)), tuple(row.texts("candidates"))
-        if len(texts) != 2:
-            raise row.error(f"'content' must hold {IDIOM} once, not {len(texts) - 1} times")
-        if len(candidates) != len(task.labels) or {len(idiom) for idiom in candidates} != {IDIOM_CHARACTERS}:
-            raise row.error(
-                f"'candidates' must be {len(task.labels)} idioms of {IDIOM_CHARACTERS} characters, "
-                f"not {list(candidates)}"
-            )
+        example = parse_idiom_blank(task, row)
         answer = None if split == "test" else row.value("answer")
-        if split != "test" and (type(answer) is not int or not 0 <= answer < len(candidates)):
-            raise row.error(f"'answer' must be an integer from 0 to {len(candidates) - 1}, not {answer!r}")
-        examples.append(ClozeExample(texts, answer, row.code("id") if split == "test" else number, candidates))
+        if split != "test" and (type(answer) is not int or not 0 <= answer < len(task.labels)):
+            raise row.error(f"'answer' must be an integer from 0 to {len(task.labels) - 1}, not {answer!r}")
+        id_ = row.code("id") if split == "test" else number
+        examples.append(dataclasses.replace(example, label=answer, id=id_))
     return examples
+
+
+def parse_idiom_blank(task: Task, row: Row) -> ClozeExample:
+    """A blank to fill: a row of "content" and "candidates", as `read_idiom_blanks` wants them."""
+    texts, candidates = tuple(row.text("content").split(IDIOM)), tuple(row.texts("candidates"))
+    if len(texts) != 2:
+        raise row.error(f"'content' must hold {IDIOM} once, not {len(texts) - 1} times")
+    if len(candidates) != len(task.labels) or {len(idiom) for idiom in candidates} != {IDIOM_CHARACTERS}:
+        raise row.error(
+            f"'candidates' must be {len(task.labels)} idioms of {IDIOM_CHARACTERS} characters, not {list(candidates)}"
+        )
+    return ClozeExample(texts, None, row.line, candidates)
+
+
+def keywords_with_commas(row: Row) -> tuple[str, ...]:
+    """The texts of CSL's pattern: the keywords joined by a comma, and the abstract."""
+    return "，".join(row.texts("keyword")), row.text("abst")
+
+
+def explained_pronoun(row: Row) -> tuple[str, ...]:
+    """The text of CLUEWSC's pattern: what the noun and the pronoun are stands behind them."""
+    return (marked_spans(row, ("", "（这是实体）"), ("", "（这是代词）")),)
 
 
 def answer_lines(examples: Sequence[ClozeExample], predictions: Sequence[Classified]) -> str:
@@ -229,9 +253,11 @@ FEWCLUE = (
         read=read_chid,
         scores=choice_scores,
         submission=chid_answers,
+        parse=parse_chid,
         prompt=Prompt(
             pattern="{0}" + "[MASK]" * IDIOM_CHARACTERS + "{1}",
             read=read_idiom_blanks,
+            parse=parse_idiom_blank,
             scores=accuracy_scores,
             submission=answer_lines,
             defaults=_PET,
@@ -249,7 +275,8 @@ FEWCLUE = (
         prompt=Prompt(
             pattern="[MASK][MASK]用{0}概括{1}",
             words=("不能", "可以"),
-            read=text_reader(lambda row: ("，".join(row.texts("keyword")), row.text("abst"))),
+            read=text_reader(keywords_with_commas),
+            parse=text_parser(keywords_with_commas),
             defaults=Hyperparameters(epochs=20, lr=1e-5, seq_length=256),
         ),
         **_FILES,
@@ -265,7 +292,8 @@ FEWCLUE = (
         prompt=Prompt(
             pattern="下面句子的指代关系正确吗？[MASK][MASK]。{0}",
             words=("正确", "错误"),
-            read=text_reader(lambda row: (marked_spans(row, ("", "（这是实体）"), ("", "（这是代词）")),)),
+            read=text_reader(explained_pronoun),
+            parse=text_parser(explained_pronoun),
             defaults=Hyperparameters(epochs=20, lr=8e-5),
         ),
         **_FILES,

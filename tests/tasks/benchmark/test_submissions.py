@@ -61,7 +61,8 @@ def write_test_file(result: Result, path: Path) -> None:
         questions = [{"id": f"TEST_{n}_QUERY_0", "question": text(rng), "answers": []} for n in range(ROWS)]
         value = {"version": "v1", "data": [{"paragraphs": [{"id": "TEST_0", "context": text(rng), "qas": questions}]}]}
     elif result.task == "c3":
-        questions = [{"question": text(rng), "choice": list("天地人山"[: 2 + n % 3]), "id": 50 - n} for n in range(ROWS)]
+        choices = [list("天地人山"[: 2 + n % 3]) for n in range(ROWS)]
+        questions = [{"question": text(rng), "choice": each, "id": 50 - n} for n, each in enumerate(choices)]
         value = [[[text(rng)], questions[:3]], [[text(rng), text(rng)], questions[3:]]]
     elif result.task == "chid":
         tags = [f"#idiom{500 + n:06d}#" for n in range(ROWS)]
