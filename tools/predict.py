@@ -4,8 +4,8 @@
     python tools/predict.py --load OUTPUT/best --input test.jsonl --output predictions.jsonl
     python tools/predict.py --load OUTPUT/best
 
-A row is one of the task's files, or {"texts": [...]}; it comes back with its "prediction" added. Without --input every
-line that is typed is a text, with a tab between two, or a row as JSON; Ctrl-D ends.
+A row has the keys of the task (docs/prediction.md), or is {"texts": [...]}; it comes back with its "prediction" added.
+Without --input every line that is typed is a text, with a tab between two, or a row as JSON; Ctrl-D ends.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from megatron.tasks.readers import Row
 from megatron.tasks.task import Task
 
 Item = str | Sequence[str] | Mapping[str, Any]
-"""What to predict: a text, several texts that belong together, or a row of a file of the task as a dictionary."""
+"""What to predict: a text, several texts that belong together, or a row with the keys of the task as a dictionary."""
 _ITEMS = Path("items")
 
 

@@ -108,8 +108,9 @@ class Task:
     read(task, path, split): the examples of a file, in its order; `UserError` names file and line of what is wrong.
     scores(task, examples, predictions): the metrics in [0, 1]; the first is the one that the best checkpoint has most
     of. submission(examples, predictions): the text of a result file.
-    parse(task, row): the example, without label, of a row to predict, which is one of the task's files or has only
-    "texts", a list of the texts that its form is made of; `UserError` says what is wrong.
+    parse(task, row): the example, without label, of a row to predict: one with the keys of the task's files, of nested
+    ones those of a single question, or only "texts", a list of the texts of `text_columns`; `UserError` says what is
+    wrong.
     text_columns: the keys of those texts in rows, where it is known; none of forms that are more than texts.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
