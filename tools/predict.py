@@ -4,8 +4,8 @@
     python tools/predict.py --load OUTPUT/best --input test.jsonl --output predictions.jsonl
     python tools/predict.py --load OUTPUT/best
 
-A row is one of the task's files, or {"texts": [...]}; it comes back with its "prediction" added. Without --input every
-line that is typed is a text, with a tab between two; Ctrl-D ends.
+A row has the keys of the task (docs/prediction.md), or is {"texts": [...]}; it comes back with its "prediction" added.
+Without --input every line that is typed is a text, with a tab between two, or a row as JSON; Ctrl-D ends.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from megatron.arguments import parse
-from megatron.errors import UserError, main_guard
+from megatron.errors import JobError, UserError, main_guard
 from megatron.files import durable_file, flush_folder
-from megatron.tasks.predictor import Predictor, load_predictor
+from megatron.tasks.predictor import Item, Predictor, load_predictor
 from megatron.tasks.readers import STANDARD_INPUT, Bad, Row, read_rows, refuse
 from megatron.training.records import clock
 
@@ -81,7 +81,7 @@ def ask(predictor: Predictor) -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (arrow keys and history)
         texts = " <tab> ".join(predictor.task.text_columns) or "text"
-        print(f"{predictor.task.name}: type {texts}; Ctrl-D ends", file=sys.stderr)
+        print(f"{predictor.task.name}: type {texts}, or a row as JSON; Ctrl-D ends", file=sys.stderr)
         prompt = "> "
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
@@ -89,13 +89,22 @@ def ask(predictor: Predictor) -> None:
             if not line.strip():
                 continue
             try:
-                (prediction,) = predictor([line.split("\t")])
+                (prediction,) = predictor([typed_item(line)])
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
             else:
                 print(json.dumps(likeliest(prediction), ensure_ascii=False), flush=True)
     if prompt:
         print()
+
+
+def typed_item(line: str) -> Item:
+    """A line as a row where it is a JSON object, else as its texts."""
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        if isinstance(values, dict):
+            return values
+    return line.split("\t")
 
 
 def likeliest(prediction: dict[str, Any]) -> dict[str, Any]:
@@ -170,9 +179,15 @@ def progress_line(done: int, total: int | None, seconds: float) -> str:
 def new_output(name: str) -> Iterator[BinaryIO]:
     """A file that appears under its name when all is written, compressed if that ends with .gz; or standard output."""
     if name == "-":
-        yield sys.stdout.buffer
+        try:
+            yield sys.stdout.buffer
+        except BrokenPipeError:  # whoever read it has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise JobError("standard output was closed before all was written") from None
         return
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with durable_file(temporary) as file:

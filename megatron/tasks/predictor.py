@@ -28,7 +28,7 @@ from megatron.tasks.readers import Row
 from megatron.tasks.task import Task
 
 Item = str | Sequence[str] | Mapping[str, Any]
-"""What to predict: a text, several texts that belong together, or a row of a file of the task as a dictionary."""
+"""What to predict: a text, several texts that belong together, or a row with the keys of the task as a dictionary."""
 _ITEMS = Path("items")
 
 
@@ -67,8 +67,6 @@ class Predictor:
 
     def parse(self, row: Row) -> Any:
         """The example of a row. Raises `UserError` naming the row if it has not the form of the task."""
-        if self.task.parse is None:
-            raise UserError(f"rows of {self.task.name} cannot be predicted alone; use finetune_clue.py --predict")
         return self.task.parse(self.task, row)
 
     def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:

@@ -87,13 +87,14 @@ class Prompt:
 
     After PET (Schick and Schütze, 2021, https://arxiv.org/abs/2001.07676).
     pattern: {0} and {1} stand for the texts of an example, [MASK] for a blank of one token. words: that of each label,
-    with as many tokens as there are blanks; none where every example brings its own candidates. read: in place of the
-    task's, where the pattern wants other texts. defaults: in place of the task's.
+    with as many tokens as there are blanks; none where every example brings its own candidates. read, parse: in place
+    of the task's, where the pattern wants other texts. defaults: in place of the task's.
     """
 
     pattern: str
     words: tuple[str, ...] = ()
     read: Callable[[Task, Path, Split], list[Any]] | None = None
+    parse: Callable[[Task, Row], Any] | None = None
     defaults: Hyperparameters = field(default_factory=Hyperparameters)
 
 
@@ -105,9 +106,10 @@ class Task:
     read(task, path, split): the examples of a file, in its order; `UserError` names file and line of what is wrong.
     scores(task, examples, predictions): the metrics in [0, 1]; the first is the one that the best checkpoint has most
     of. submission(examples, predictions): the text of a result file.
-    parse(task, row): the example, without label, of a row to predict, which is one of the task's files or has only
-    "texts", a list of the texts that its form is made of; `UserError` says what is wrong. None: nothing but files.
-    text_columns: the keys of those texts in rows, where it is known.
+    parse(task, row): the example, without label, of a row to predict: one with the keys of the task's files, of nested
+    ones those of a single question, or only "texts", a list of the texts of `text_columns`; `UserError` says what is
+    wrong.
+    text_columns: the keys of those texts in rows, where it is known; none of forms that are more than texts.
     truncate: which segment loses tokens at its end when an input is too long: the longest, or only the second.
     train_files, dev_files: names in order of preference; several in one string, with spaces, are read one after the
     other. test_files: names of test files and of the submission files that belong to them, in order of preference where
@@ -123,7 +125,7 @@ class Task:
     read: Callable[[Task, Path, Split], list[Any]]
     scores: Callable[[Task, Sequence[Any], Sequence[Any]], dict[str, float]]
     submission: Callable[[Sequence[Any], Sequence[Any]], str]
-    parse: Callable[[Task, Row], Any] | None = None
+    parse: Callable[[Task, Row], Any]
     text_columns: tuple[str, ...] = ()
     truncate: Literal["longest", "second"] = "longest"
     train_files: tuple[str, ...] = ("train.json",)

@@ -308,13 +308,13 @@ def test_typed_texts(best: Path, predictor: Predictor) -> None:
     ours, theirs = pty.openpty()
     process = start("--load", best, stdin=theirs)
     os.close(theirs)
-    os.write(ours, "天水火\n\n天\t地\n金木\n\x04".encode())
+    os.write(ours, '天水火\n\n天\t地\n{"text": "金木"}\n\x04'.encode())
     out, err = process.communicate(timeout=100)
     os.close(ours)
     assert process.returncode == 0, err
     found = [json.loads(line) for line in out.replace("> ", "").splitlines() if "{" in line]
     assert [row["label"] for row in found] == [row["label"] for row in predictor(["天水火", "金木"])]
-    assert "classification: type text; Ctrl-D ends" in err
+    assert "classification: type text, or a row as JSON; Ctrl-D ends" in err
     assert "error: items, line 1: 2 texts, but classification takes 1: text" in err
 
 
@@ -338,9 +338,21 @@ def test_ctrl_c_ends_the_prompt(best: Path) -> None:
     assert err == ""
 
 
+def test_a_reader_that_has_enough_is_no_crash(best: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "天水火"}\n' * 2000, encoding="utf-8")
+    process = start("--load", best, "--input", tmp_path / "in.jsonl", stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == "predict.py: the job ends: standard output was closed before all was written\n"
+    assert process.wait() == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--input", __file__, "--output", "."), "--output . is a folder"),
         (("--output", "x"), "--output needs --input"),
         (("--input", "none"), "--input none is not a file"),
         (("--input", __file__, "--batch-size", 0), "the batch size must be positive"),

@@ -68,6 +68,7 @@ class BenchmarkConfig:
 
 GIVEN_BEFORE = {
     **dict.fromkeys(("task", "eval-only", "predict"), "the benchmark sets it itself"),
+    "zero-shot": "there is nothing to try without training; use finetune_clue.py --zero-shot --predict",
     **{
         flag: f"give {by} before the --"
         for flag, by in {

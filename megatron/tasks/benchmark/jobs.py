@@ -124,7 +124,8 @@ def find_slots(jobs: int | None, processes: int) -> list[Slot]:
     if devices and processes > len(devices):
         raise UserError(f"--processes {processes}: there are only {len(devices)} GPUs")
     jobs = jobs or max(1, len(devices) // processes)
-    threads = max(1, len(os.sched_getaffinity(0)) // (jobs * processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // (jobs * processes))
     groups = [tuple(devices[start : start + processes]) for start in range(0, len(devices), processes)]
     groups = [group for group in groups if len(group) == processes] or [()]
     return [Slot(devices=groups[number % len(groups)], threads=threads, processes=processes) for number in range(jobs)]

@@ -41,6 +41,8 @@ def run_benchmark(config: BenchmarkConfig, flags: Sequence[str], script: Path) -
     board = next(board for board in BOARDS if board.name == config.benchmark)
     data_dir = Path(config.data_dir) if config.data_dir else None
     if config.validate is not None:
+        if flags:
+            raise UserError(f"--validate runs nothing, so no flags of runs follow: {' '.join(flags)}")
         check_archive(Path(config.validate), board, data_dir)
         return
     base = parse(
@@ -81,7 +83,9 @@ def run_benchmark(config: BenchmarkConfig, flags: Sequence[str], script: Path) -
             failures += run_jobs(again, slots, script, finished)
         predictions = [job for trial in best if (job := prediction(trial)) is not None]
         failures += run_jobs(predictions, slots, script, lambda job, _: ", ".join(job.results[1:]))
-        submit(config, board, [job for job in predictions if read_metrics(job) is not None])
+        predicted = [job for job in predictions if read_metrics(job) is not None]
+        if predicted or not failures:
+            submit(config, board, predicted)
     if failures:
         names = "".join(f"\n  {failure.job.name}" for failure in failures)
         raise JobError(f"{len(failures)} runs failed; the same command tries them again:{names}")
@@ -93,7 +97,7 @@ def find_folders(config: BenchmarkConfig, board: Board) -> tuple[dict[str, Path]
     names = [find_task(name).name for name in config.tasks] or [result.task for result in board.results]
     found = {name: task_folder(root, name) for name in dict.fromkeys(names)}
     absent = [name for name, folder in found.items() if folder is None]
-    there = {find_task(name).name: folder for name, folder in found.items() if folder is not None}
+    there = {name: folder for name, folder in found.items() if folder is not None}
     if not there:
         raise UserError(f"--data-dir {root} has no folder of any of {', '.join(absent)}")
     return there, absent

@@ -49,7 +49,7 @@ def validate_archive(path: Path, board: Board, data_dir: Path | None) -> Report:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # damaged names and versions, too
         raise UserError(f"{path} is not a zip archive: {error}") from None
     notes: list[str] = []
     findings: list[Finding] = []
@@ -57,7 +57,7 @@ def validate_archive(path: Path, board: Board, data_dir: Path | None) -> Report:
     with archive:
         for entry in archive.infolist():
             name = entry.filename
-            if "/" in name or "\\" in name or entry.is_dir():
+            if "/" in name or "\\" in name:
                 findings.append(Finding(name, None, "in a folder: zip the files, not the folder that holds them"))
                 continue
             result = board.find(name)
@@ -95,7 +95,7 @@ def _questions(result: Result, data_dir: Path | None) -> tuple[list[Question] | 
 def _unknown_name(name: str, board: Board) -> str:
     names = [result.file for result in (*board.results, *board.optional)]
     stem = name.removesuffix(".json").removesuffix("_predict").removesuffix("10")
-    near = [each for each in names if stem in each] or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = [each for each in names if stem and stem in each] or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"not a name that {board.name} reads, so it would not be scored{hint}"
 

@@ -41,9 +41,14 @@ def with_prompt(task: Task, saved: dict[str, Any] | None = None) -> Task:
     if saved is not None:
         prompt = dataclasses.replace(prompt, pattern=saved["pattern"], words=tuple(saved["words"]))
     kind: Kind[Any, Any] = PROMPTS if prompt.words else CLOZE_PROMPTS
-    task = dataclasses.replace(task, kind=kind, prompt=prompt, defaults=prompt.defaults)
-    # Where the pattern wants other texts than the task, single rows cannot be parsed.
-    return task if prompt.read is None else dataclasses.replace(task, read=prompt.read, parse=None)
+    return dataclasses.replace(
+        task,
+        kind=kind,
+        prompt=prompt,
+        read=prompt.read or task.read,
+        parse=prompt.parse or task.parse,
+        defaults=prompt.defaults,
+    )
 
 
 def prompt_description(task: Task) -> dict[str, Any]:

@@ -6,6 +6,7 @@ hyper-parameters the best of PaddleNLP's published grid for BERT-base-sized mode
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,6 @@ def read_c3(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
     Segments of a choice: the document's lines, the question, the choice. Of choices that are alike the last is the
     right one. A question without an id has its number in the file.
     """
-    del task
     examples: list[ChoiceExample] = []
     for number, (line, document) in enumerate(read_array(path), start=1):
         where = f"line {line}, document {number}"
@@ -44,35 +44,28 @@ def read_c3(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
             raise UserError(f"{path}, {where}: not a list of lines, questions and an id")
         context = "".join(Row(path, where, {"lines": document[0]}).texts("lines"))
         for place, values in enumerate(document[1], start=1):
-            row = Row(path, f"{where}, question {place}", values if isinstance(values, dict) else {})
-            question, choices = row.text("question"), row.texts("choice")
-            if not 2 <= len(choices) <= C3_CHOICES:
-                raise row.error(f"{len(choices)} choices; there must be 2 to {C3_CHOICES}")
+            question = values if isinstance(values, dict) else {}
+            row = Row(path, f"{where}, question {place}", {**question, "context": context})
+            example = parse_c3(task, row)
             answer: int | None = None
             if split != "test":
-                right = row.text("answer")
+                choices, right = row.texts("choice"), row.text("answer")
                 if right not in choices:
                     raise row.error(f"the answer {right!r} is none of the choices {', '.join(map(repr, choices))}")
                 answer = max(index for index, choice in enumerate(choices) if choice == right)
             id_ = row.code("id") if "id" in row.values else len(examples)
-            examples.append(ChoiceExample(c3_inputs(context, question, choices), len(choices), answer, id_))
+            examples.append(dataclasses.replace(example, answer=answer, id=id_))
     return examples
 
 
-def c3_inputs(context: str, question: str, choices: list[str]) -> tuple[tuple[str, ...], ...]:
-    """Segments of each choice, and of as many that do not exist as lack to four."""
-    padded = choices + [NO_CHOICE] * (C3_CHOICES - len(choices))
-    return tuple((context, question, choice) for choice in padded)
-
-
 def parse_c3(task: Task, row: Row) -> ChoiceExample:
-    """A question to answer: a row of "context", "question" and the list "choice"."""
+    """A question to answer: a row of "context", "question" and the list "choice"; as many as lack to four fill up."""
     del task
-    choices = row.texts("choice")
+    context, question, choices = row.text("context"), row.text("question"), row.texts("choice")
     if not 2 <= len(choices) <= C3_CHOICES:
         raise row.error(f"{len(choices)} choices; there must be 2 to {C3_CHOICES}")
-    inputs = c3_inputs(row.text("context"), row.text("question"), choices)
-    return ChoiceExample(inputs, len(choices), None, row.line)
+    padded = choices + [NO_CHOICE] * (C3_CHOICES - len(choices))
+    return ChoiceExample(tuple((context, question, each) for each in padded), len(choices), None, row.line)
 
 
 def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
@@ -107,6 +100,16 @@ def read_chid(task: Task, path: Path, split: Split) -> list[Blank]:
     return blanks
 
 
+def parse_chid(task: Task, row: Row) -> Blank:
+    """A blank to fill: a row of "content", one passage with one blank, and the list "candidates"."""
+    del task
+    passage, candidates = row.text("content"), tuple(row.texts("candidates"))
+    pieces = tuple(_TAG.split(passage))
+    if len(pieces) != 2 or len(candidates) < 2:
+        raise row.error("'content' must hold one #idiom#, and 'candidates' at least two idioms")
+    return Blank(pieces, 0, candidates, None, row.line, f"{row.path}:{row.line}")
+
+
 def _chid_answers(path: Path) -> dict[str, Any]:
     name = path.name.removesuffix(".gz").removesuffix(".json") + "_answer.json"
     file = find_file(path.parent, name)
@@ -129,7 +132,6 @@ def read_race(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
     path: a file of JSON lines, or a folder of files of one passage each, in folders middle and high. Segments of a
     choice: the question with the choice in its blank `_`, or behind it; then the article, as Megatron-LM has them.
     """
-    del task
     examples: list[ChoiceExample] = []
     for row in _passages(path):
         article, questions = row.text("article"), row.texts("questions")
@@ -140,32 +142,26 @@ def read_race(task: Task, path: Path, split: Split) -> list[ChoiceExample]:
         name = str(row.code("id")) if "id" in row.values else row.path.stem
         levels = [level for level in ("middle", "high") if name.startswith(level) or row.path.parent.name == level]
         for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            part = Row(row.path, f"line {row.line}, question {place + 1}", {"options": options[place]})
-            choices = part.texts("options")
-            if len(choices) != len(RACE_LETTERS):
-                raise part.error(f"{len(choices)} options; there must be {len(RACE_LETTERS)}")
+            values = {"article": article, "question": question, "options": options[place]}
+            part = Row(row.path, f"line {row.line}, question {place + 1}", values)
+            example = parse_race(task, part)
             if answer is not None and answer not in tuple(RACE_LETTERS):
                 raise part.error(f"the answer {answer!r} is none of {', '.join(RACE_LETTERS)}")
             index = None if answer is None else RACE_LETTERS.index(answer)
             group = levels[0] if levels else ""
-            inputs = race_inputs(article, question, choices)
-            examples.append(ChoiceExample(inputs, len(choices), index, f"{name}-{place}", group))
+            examples.append(dataclasses.replace(example, answer=index, id=f"{name}-{place}", group=group))
     return examples
-
-
-def race_inputs(article: str, question: str, choices: list[str]) -> tuple[tuple[str, ...], ...]:
-    """Segments of each choice."""
-    blank = "_" in question
-    return tuple((question.replace("_", choice) if blank else f"{question} {choice}", article) for choice in choices)
 
 
 def parse_race(task: Task, row: Row) -> ChoiceExample:
     """A question to answer: a row of "article", "question" and the list "options"."""
     del task
-    choices = row.texts("options")
+    article, question, choices = row.text("article"), row.text("question"), row.texts("options")
     if len(choices) != len(RACE_LETTERS):
         raise row.error(f"{len(choices)} options; there must be {len(RACE_LETTERS)}")
-    return ChoiceExample(race_inputs(row.text("article"), row.text("question"), choices), len(choices), None, row.line)
+    blank = "_" in question
+    asked = [question.replace("_", choice) if blank else f"{question} {choice}" for choice in choices]
+    return ChoiceExample(tuple((each, article) for each in asked), len(choices), None, row.line)
 
 
 def _passages(path: Path) -> Iterator[Row]:
@@ -200,6 +196,7 @@ CHOICE_TASKS = (
         read=read_chid,
         scores=choice_scores,
         submission=chid_answers,
+        parse=parse_chid,
         test_files=(("test1.1.json", "chid11_predict.json"), ("test1.0.json", "chid10_predict.json")),
         defaults=Hyperparameters(global_batch_size=32, lr=2e-5, lr_warmup_fraction=0.06, seq_length=64),
     ),

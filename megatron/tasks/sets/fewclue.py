@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.tasks.kinds.choices import choice_scores
-from megatron.tasks.kinds.classification import columns, text_reader, text_task
+from megatron.tasks.kinds.classification import columns, text_parser, text_reader, text_task
 from megatron.tasks.kinds.cloze import CLOZE
-from megatron.tasks.sets.choices import chid_answers, read_chid
+from megatron.tasks.readers import Row
+from megatron.tasks.sets.choices import chid_answers, parse_chid, read_chid
 from megatron.tasks.sets.clue import NLI_LABELS, keywords_and_abstract, marked_pronoun, marked_spans
 from megatron.tasks.task import Hyperparameters, Prompt, Task
 
@@ -114,6 +115,16 @@ TOPICS = {
     "116": "电竞",
 }
 
+def keywords_with_commas(row: Row) -> tuple[str, ...]:
+    """The texts of CSL's pattern: the keywords joined by a comma, and the abstract."""
+    return "，".join(row.texts("keyword")), row.text("abst")
+
+
+def explained_pronoun(row: Row) -> tuple[str, ...]:
+    """The text of CLUEWSC's pattern: what the noun and the pronoun are stands behind them."""
+    return (marked_spans(row, ("", "（这是实体）"), ("", "（这是代词）")),)
+
+
 # ZeroCLUE has FewCLUE's dev_0.json under the name dev.json.
 _FILES: dict[str, Any] = {
     "train_files": ("train_0.json",),
@@ -189,6 +200,7 @@ FEWCLUE = (
         read=read_chid,
         scores=choice_scores,
         submission=chid_answers,
+        parse=parse_chid,
         prompt=Prompt(pattern="{0}[MASK][MASK][MASK][MASK]{1}", defaults=_PET),
         **_FILES,
         test_files=(("test.json", "chidf_predict.json"),),
@@ -203,7 +215,8 @@ FEWCLUE = (
         prompt=Prompt(
             pattern="[MASK][MASK]用{0}概括{1}",
             words=("不能", "可以"),
-            read=text_reader(lambda row: ("，".join(row.texts("keyword")), row.text("abst"))),
+            read=text_reader(keywords_with_commas),
+            parse=text_parser(keywords_with_commas),
             defaults=Hyperparameters(epochs=20, lr=1e-5, seq_length=256),
         ),
         **_FILES,
@@ -219,7 +232,8 @@ FEWCLUE = (
         prompt=Prompt(
             pattern="下面句子的指代关系正确吗？[MASK][MASK]。{0}",
             words=("正确", "错误"),
-            read=text_reader(lambda row: (marked_spans(row, ("", "（这是实体）"), ("", "（这是代词）")),)),
+            read=text_reader(explained_pronoun),
+            parse=text_parser(explained_pronoun),
             defaults=Hyperparameters(epochs=20, lr=8e-5),
         ),
         **_FILES,

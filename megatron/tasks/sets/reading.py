@@ -75,7 +75,7 @@ DRCD = Task(
     text_columns=("question", "context"),
     train_files=("DRCD_training.json", "train.json"),
     dev_files=("DRCD_dev.json", "dev.json"),
-    test_files=(("test.json", "drcd_predict.json"), ("DRCD_test.json", "drcd_test_predict.json")),
+    test_files=(("test.json", "drcd_predict.json"), ("DRCD_test.json", "drcd_predict.json")),
     defaults=Hyperparameters(epochs=2, global_batch_size=32, lr=3e-5, seq_length=512),
     reading=Reading(),
 )

@@ -108,7 +108,7 @@ def test_the_archive_holds_the_best_runs_predictions(output: Path, inputs: list[
         archive.writestr("tnews_predict.json", "")
         archive.writestr("afqmc_predict.json", "".join(f'{{"id": {5 * n % 20}, "label": "0"}}\n' for n in range(13)))
     with pytest.raises(UserError) as error:
-        benchmark("--validate", output / "wrong.zip", *inputs[:2])
+        benchmark("--validate", output / "wrong.zip", *inputs[:2], flags=())
     assert "afqmc_predict.json, line 5: id 0 again, as in line 1" in str(error.value)
     assert "tnews_predict.json: not a name that clue1.1 reads" in str(error.value)
 
@@ -158,6 +158,8 @@ def test_failed_runs_are_named_and_stop_no_others(
         (("--tasks", "csl"), FLAGS, "has no folder of any of csl"),
         (("--jobs", 0, "--seeds"), FLAGS, "--jobs must be at least 1, not 0\n  - --seeds needs at least one seed"),
         ((), ("--lr", 1e-3), "--lr: give --lr before the --"),
+        ((), ("--zero-shot",), "--zero-shot: there is nothing to try without training"),
+        (("--validate", "a.zip"), FLAGS, "no flags of runs follow: --epochs 1 --seq-length 32"),
         ((), ("--epochs", 0), "--epochs must be positive, not 0"),
         (("--lr", -1), FLAGS, "--lr must be positive and finite, not -1.0"),
     ],
@@ -168,6 +170,13 @@ def test_mistakes_are_told_before_anything_runs(
     with pytest.raises(UserError, match=re.escape(message)):
         benchmark(*inputs, "--output-dir", tmp_path / "out", *arguments, flags=flags)
     assert not (tmp_path / "out").exists()
+
+
+def test_where_every_run_failed_nothing_is_submitted(inputs: list[object], tmp_path: Path) -> None:
+    arguments = (*inputs, "--tasks", "afqmc", "--lr", 1e-3, "--output-dir", tmp_path, "--submission", tmp_path / "sent")
+    with pytest.raises(JobError, match="1 runs failed"):
+        benchmark(*arguments, flags=("--seq-length", 9999))
+    assert not (tmp_path / "sent").exists()
 
 
 @pytest.mark.parametrize("name", ["afqmc", "iflytek", "cluewsc2020", "c3", "fewclue-tnews"])

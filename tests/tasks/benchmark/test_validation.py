@@ -318,7 +318,13 @@ def test_hostile_archives(data: Path, tmp_path: Path) -> None:
     (finding,) = validate_archive(tmp_path / "bomb.zip", CLUE_11, data).findings
     assert "csl_predict.json: larger than" in str(finding)
     right = archive(tmp_path / "cut.zip", {"csl_predict.json": written(answer_rows(BY_FILE["csl_predict.json"]))})
-    content = bytearray(right.read_bytes())
+    whole = right.read_bytes()
+    content = bytearray(whole)
+    content[content.index(b"PK\x01\x02") + 6] = 99  # a version of the format that there is not
+    right.write_bytes(content)
+    with pytest.raises(UserError, match="cut.zip is not a zip archive: zip file version 9.9"):
+        validate_archive(right, CLUE_11, data)
+    content = bytearray(whole)
     content[60] ^= 1
     right.write_bytes(content)
     (finding,) = validate_archive(right, CLUE_11, data).findings
