@@ -174,7 +174,7 @@ CASES = {
     "no answer": Case("squad2", unanswerable, found_text, "QuestionAnswering"),
     "tagging": Case("tagging", entities, spans, "TokenClassification"),
     "prompts": Case("fewclue-bustm", bustm, label, "MaskedLM", prompt=True),
-    "prompts, idioms": Case("fewclue-chid", idioms, lambda _, found: int(found["label"]), "MaskedLM", prompt=True),
+    "prompts, idioms": Case("fewclue-chid", idioms, choice, "MaskedLM", prompt=True),
     "prompts, keywords": Case("fewclue-csl", keywords, label, "MaskedLM", prompt=True),
     "prompts, pronouns": Case("fewclue-cluewsc", pronouns, label, "MaskedLM", prompt=True),
 }
