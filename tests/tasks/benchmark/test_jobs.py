@@ -168,6 +168,15 @@ def test_a_run_that_was_left_behind_is_waited_for(
     assert "lr 0.1 is being run already" in capsys.readouterr().out
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As at a terminal: of tests started in the background a shell has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_ends_its_runs(tmp_path: Path, script: Path, number: int) -> None:
     def interrupt() -> None:
