@@ -88,6 +88,7 @@ def durable_torch_save(state: dict[str, torch.Tensor], path: Path) -> None:
 
 def write_directly(content: mmap.mmap, path: Path) -> None:
     """Write past the page cache, two pieces at a time, and fsync; `content` is whole blocks."""
+    path.unlink(missing_ok=True)  # to overwrite a file would be faster
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644)
     view, piece = memoryview(content), 16 << 20
 
