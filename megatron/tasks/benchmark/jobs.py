@@ -140,8 +140,8 @@ def run_jobs(
     the runs it started end, too, save on SIGKILL.
     """
     left = collections.deque(job for job in jobs if read_metrics(job) is None)
-    todo, free = len(left), list(slots)
-    print(f"{len(jobs)} runs, {len(jobs) - todo} of them finished earlier", flush=True)
+    total, free = len(left), list(slots)
+    print(f"{len(jobs)} runs, {len(jobs) - total} of them finished earlier", flush=True)
     if not left:
         return []
     print(f"{len(slots)} at a time: {' | '.join(map(str, slots))}", flush=True)
@@ -169,9 +169,9 @@ def run_jobs(
                 else:
                     seconds[each.job.config.task.task].append(elapsed)
                     line = f"{each.job.name}: {finished(each.job, metrics)}"
-                count = todo - len(left) - len(running)
+                count = total - len(left) - len(running)
                 remaining = clock(_remaining(left, running, seconds, len(slots))) if seconds else "unknown"
-                print(f"[{count}/{todo}] {line} | {clock(elapsed)} | ETA {remaining}", flush=True)
+                print(f"[{count}/{total}] {line} | {clock(elapsed)} | ETA {remaining}", flush=True)
             if time.monotonic() - told > STATUS_SECONDS:
                 told = time.monotonic()
                 for each in running:

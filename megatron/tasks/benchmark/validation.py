@@ -17,6 +17,8 @@ from megatron.tasks.benchmark.questions import Question, find_test_file, read_qu
 
 MAX_FILE_BYTES = 16 * 2**20
 MAX_LINES = 10**6
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What a damaged or encrypted archive, or one of an unknown version, makes of its reading."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -49,7 +51,7 @@ def validate_archive(path: Path, board: Board, data_dir: Path | None) -> Report:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # damaged names and versions, too
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a zip archive: {error}") from None
     notes: list[str] = []
     findings: list[Finding] = []
@@ -105,7 +107,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | Finding:
     try:
         with archive.open(entry) as file:
             content = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         return Finding(entry.filename, None, f"cannot be unpacked: {error}")
     if len(content) > MAX_FILE_BYTES:
         return Finding(entry.filename, None, f"larger than {MAX_FILE_BYTES} bytes")
