@@ -74,6 +74,19 @@ class Row:
         return value if isinstance(value, int) else self.text(key)
 
 
+def texts_to_predict(row: Row, names: Sequence[str], task: str) -> tuple[str, ...]:
+    """The texts of a row to predict: its list "texts", as many as there are names, or the columns of these names.
+
+    task: its name, for messages.
+    """
+    if "texts" not in row.values:
+        return tuple(row.text(name) for name in names)
+    texts = row.texts("texts")
+    if len(texts) != len(names):
+        raise row.error(f"{len(texts)} texts, but {task} takes {len(names)}: {', '.join(names)}")
+    return tuple(texts)
+
+
 def find_file(folder: Path, name: str) -> Path | None:
     """A file (or a folder of files) of a folder, itself or compressed (`.gz`), if it is there."""
     candidates = [folder / (name + ending) for ending in ("", ".gz")]

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron.errors import UserError
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch, encode_texts
 from megatron.tasks.metrics import accuracies, binary_f1, softmax
-from megatron.tasks.readers import Row, read_rows, shortened
+from megatron.tasks.readers import Row, read_rows, shortened, texts_to_predict
 from megatron.tasks.submission import label_lines
 from megatron.tasks.task import Kind, Split, Task
 
@@ -65,15 +65,14 @@ def text_parser(texts: Callable[[Row], tuple[str, ...]]) -> Callable[[Task, Row]
 
     def parse(task: Task, row: Row) -> TextExample:
         names = task.text_columns
-        if "texts" in row.values:
-            given = tuple(row.texts("texts"))
-            if len(given) not in ((len(names),) if names else (1, 2)):
-                wanted = f"{len(names)}: {', '.join(names)}" if names else "1 or 2"
-                raise row.error(f"{len(given)} texts, but {task.name} takes {wanted}")
-        elif isinstance(texts, Columns):
-            given = columns(*(names or texts.keys))(row)
-        else:
+        if names and ("texts" in row.values or isinstance(texts, Columns)):
+            given = texts_to_predict(row, names, task.name)
+        elif "texts" not in row.values:
             given = texts(row)
+        else:
+            given = tuple(row.texts("texts"))
+            if len(given) not in (1, 2):
+                raise row.error(f"{len(given)} texts, but {task.name} takes 1 or 2")
         return TextExample(given, None, row.line)
 
     return parse

@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron.errors import UserError
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch
 from megatron.tasks.metrics import softmax
-from megatron.tasks.readers import Row
+from megatron.tasks.readers import Row, texts_to_predict
 from megatron.tasks.task import Kind, Reading, Task
 
 if TYPE_CHECKING:
@@ -73,12 +73,8 @@ class Answer:
 
 def parse_question(task: Task, row: Row) -> Question:
     """A question to answer: a row of "question" and "context", or the two as texts."""
-    if "texts" not in row.values:
-        return Question(row.line, row.text("question"), row.text("context"))
-    texts = row.texts("texts")
-    if len(texts) != 2:
-        raise row.error(f"{len(texts)} texts, but {task.name} takes 2: question, context")
-    return Question(row.line, texts[0], texts[1])
+    question, context = texts_to_predict(row, ("question", "context"), task.name)
+    return Question(row.line, question, context)
 
 
 def reading_of(task: Task) -> Reading:

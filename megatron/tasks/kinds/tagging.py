@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron.tasks.encode import IGNORED, Encoded, TaskBatch
 from megatron.tasks.kinds.tags import Entity, entities_of, spell
-from megatron.tasks.readers import Row
+from megatron.tasks.readers import Row, texts_to_predict
 from megatron.tasks.submission import json_lines
 from megatron.tasks.task import Kind, Task
 
@@ -34,12 +34,8 @@ class TaggedText:
 
 def parse_text(task: Task, row: Row) -> TaggedText:
     """A text to tag: a row of "text", or it alone."""
-    if "texts" not in row.values:
-        return TaggedText(row.text("text"), None, row.line)
-    texts = row.texts("texts")
-    if len(texts) != 1:
-        raise row.error(f"{len(texts)} texts, but {task.name} takes 1")
-    return TaggedText(texts[0], None, row.line)
+    (text,) = texts_to_predict(row, ("text",), task.name)
+    return TaggedText(text, None, row.line)
 
 
 def entities_as_json(task: Task, example: TaggedText, prediction: tuple[Entity, ...]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Hyper-parameters are PaddleNLP's best for CMRC 2018, CLUE's for DRCD, and those 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from megatron.tasks.kinds.spans import SPANS, Answer, Question, parse_question
 from megatron.tasks.sets.reading_files import read_questions
@@ -48,15 +49,22 @@ def _texts(predictions: Sequence[Answer]) -> dict[int, str]:
     return {number: found.text for number, found in enumerate(predictions)}
 
 
-CMRC2018 = Task(
+def _reading_task(**rest: Any) -> Task:
+    """A task of questions on contexts."""
+    return Task(
+        kind=SPANS,
+        labels=(),
+        read=read_questions,
+        submission=answers_object,
+        parse=parse_question,
+        text_columns=("question", "context"),
+        **rest,
+    )
+
+
+CMRC2018 = _reading_task(
     name="cmrc2018",
-    kind=SPANS,
-    labels=(),
-    read=read_questions,
     scores=chinese_scores,
-    submission=answers_object,
-    parse=parse_question,
-    text_columns=("question", "context"),
     train_files=("train.json", "cmrc2018_train.json"),
     dev_files=("dev.json", "cmrc2018_dev.json"),
     test_files=(("test.json", "cmrc2018_predict.json"),),
@@ -64,15 +72,9 @@ CMRC2018 = Task(
     reading=Reading(),
 )
 
-DRCD = Task(
+DRCD = _reading_task(
     name="drcd",
-    kind=SPANS,
-    labels=(),
-    read=read_questions,
     scores=chinese_scores,
-    submission=answers_object,
-    parse=parse_question,
-    text_columns=("question", "context"),
     train_files=("DRCD_training.json", "train.json"),
     dev_files=("DRCD_dev.json", "dev.json"),
     test_files=(("test.json", "drcd_predict.json"), ("DRCD_test.json", "drcd_predict.json")),
@@ -80,15 +82,9 @@ DRCD = Task(
     reading=Reading(),
 )
 
-SQUAD = Task(
+SQUAD = _reading_task(
     name="squad",
-    kind=SPANS,
-    labels=(),
-    read=read_questions,
     scores=english_scores,
-    submission=answers_object,
-    parse=parse_question,
-    text_columns=("question", "context"),
     train_files=("train-v1.1.json", "train.json"),
     dev_files=("dev-v1.1.json", "dev.json"),
     # the test set is not public: what is published are answers to the dev file
@@ -97,15 +93,9 @@ SQUAD = Task(
     reading=Reading(max_answer_length=30),
 )
 
-SQUAD2 = Task(
+SQUAD2 = _reading_task(
     name="squad2",
-    kind=SPANS,
-    labels=(),
-    read=read_questions,
     scores=english_scores,
-    submission=answers_object,
-    parse=parse_question,
-    text_columns=("question", "context"),
     train_files=("train-v2.0.json", "train.json"),
     dev_files=("dev-v2.0.json", "dev.json"),
     test_files=(("test.json", "squad2_predict.json"), ("dev-v2.0.json", "squad2_dev_predict.json")),
