@@ -88,12 +88,19 @@ class Encoded:
         inputs = self.inputs_of(rows)
         return self.offsets[inputs + 1] - self.offsets[inputs]
 
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """The labels of some rows, or of their tokens, that are not ignored: int64 [labels], of spans [labels, 2]."""
+        labels = self.labels[rows] if not self.token_labels else self.labels[self._tokens_of(rows)]
+        return labels[(labels if labels.ndim == 1 else labels[:, 0]) != IGNORED]
+
+    def _tokens_of(self, rows: np.ndarray) -> np.ndarray:
+        """Places of the tokens of some rows, one row after the other."""
+        parts = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
     def count(self, rows: np.ndarray) -> int:
         """Labels of some rows: what their sum of losses is divided by."""
-        if not self.token_labels:
-            labels = self.labels[rows]
-            return int(((labels if labels.ndim == 1 else labels[:, 0]) != IGNORED).sum())
-        return sum(int((self.labels[self.offsets[row] : self.offsets[row + 1]] != IGNORED).sum()) for row in rows)
+        return len(self.labels_of(rows))
 
     def batch(self, rows: np.ndarray, *, multiple: int = 1) -> TaskBatch:
         """The rows (int64, may be none) as one batch, padded to the longest and to a multiple of so many tokens."""

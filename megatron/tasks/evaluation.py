@@ -15,11 +15,6 @@ from megatron.tasks.run import Run
 from megatron.tasks.task import Task
 
 
-def predict(run: Run, encoded: Encoded) -> tuple[np.ndarray, float]:
-    """`outputs_of` the model of a run."""
-    return outputs_of(run.task, run.model, encoded, batch_size=run.evaluation_batch_size)
-
-
 def outputs_of(
     task: Task, task_model: model.TaskModel, encoded: Encoded, *, batch_size: int
 ) -> tuple[np.ndarray, float]:
@@ -60,8 +55,9 @@ def outputs_of(
 
 def answers(run: Run, inputs: Inputs) -> tuple[list[Any], float]:
     """A prediction for each example, and the sum of losses (nats). Collective."""
-    outputs, losses = predict(run, inputs.encoded)
-    return run.task.kind.decode(run.task, inputs.examples, inputs.encoded, outputs), losses
+    encoded, task = inputs.encoded, run.task
+    outputs, losses = outputs_of(task, run.model, encoded, batch_size=run.evaluation_batch_size)
+    return task.kind.decode(task, inputs.examples, encoded, outputs), losses
 
 
 def evaluate(run: Run, inputs: Inputs) -> dict[str, Any]:

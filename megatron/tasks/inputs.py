@@ -85,12 +85,18 @@ def find_files(config: TaskConfig, *, trained: bool) -> TaskFiles:
     tests: tuple[Path, ...] = ()
     if config.predict:
         given = () if config.test_file is None else (config.test_file,)
-        by_result: dict[str, Path] = {}
-        for name, result in () if given else task.test_files:
-            if path := find_file(folder, name):
-                by_result.setdefault(result, path)  # of two with the same result file the first
-        tests = tuple(by_result.values()) or find("test", given, [name for name, _ in task.test_files])
+        tests = () if given else official_tests(task, folder)
+        tests = tests or find("test", given, [name for name, _ in task.test_files])
     return TaskFiles(train=train, dev=dev, scored=scored, tests=tests)
+
+
+def official_tests(task: Task, folder: Path) -> tuple[Path, ...]:
+    """The test files of a task that are in a folder; of two with the same result file the first."""
+    by_result: dict[str, Path] = {}
+    for name, result in task.test_files:
+        if path := find_file(folder, name):
+            by_result.setdefault(result, path)
+    return tuple(by_result.values())
 
 
 def named_task(config: TaskConfig) -> Task:

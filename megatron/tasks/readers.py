@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from megatron.errors import UserError
 
-MAX_LINE_BYTES = 16 * 2**20
+MAX_LINE_BYTES, MAX_FILE_BYTES = 16 * 2**20, 2**30
 STANDARD_INPUT = Path("-")
 
 Bad = Callable[[UserError], None]
@@ -72,6 +72,18 @@ class Row:
                 f"{key!r} must be a string or an integer, not {json.dumps(value, ensure_ascii=False)[:80]}"
             )
         return value if isinstance(value, int) else self.text(key)
+
+
+def read_content(path: Path) -> bytes:
+    """A whole file, also as `.gz`. Raises `UserError` for one that cannot be read, or is larger than 1 GiB."""
+    try:
+        with _open(path) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"{path}: longer than {MAX_FILE_BYTES} bytes")
+    return content
 
 
 def texts_to_predict(row: Row, names: Sequence[str], task: str) -> tuple[str, ...]:

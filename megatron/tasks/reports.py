@@ -16,7 +16,7 @@ import torch
 from megatron import __version__
 from megatron.config import to_dict
 from megatron.mpu.context import ParallelContext
-from megatron.tasks.kinds.classification import Classified, TextExample
+from megatron.tasks.kinds.classification import Classified, TextExample, classes
 from megatron.tasks.loop import BEST, Trained
 from megatron.tasks.run import Run
 from megatron.tasks.task import Task
@@ -43,20 +43,18 @@ def error_reports(task: Task, examples: Sequence[Any], predictions: Sequence[Any
     """The texts of the reports of a dev file by file name: of classification the confusion matrix, too."""
     if not (isinstance(examples[0], TextExample) and isinstance(predictions[0], Classified)):
         return {ERRORS: _lines(_wrong(task, examples, predictions))}
-    index = {label: number for number, label in enumerate(task.labels)}
-    gold = np.array([example.label for example in examples])
-    found = np.array([index[prediction.label] for prediction in predictions])
+    found, gold = classes(task, examples, predictions)
     errors = [
         {
             "id": example.id,
             "text": example.texts[0] if len(example.texts) == 1 else list(example.texts),
             "gold": task.labels[example.label],
             "prediction": prediction.label,
-            "probability": prediction.probabilities[index[prediction.label]],
+            "probability": prediction.probabilities[number],
             "gold_probability": prediction.probabilities[example.label],
         }
-        for example, prediction in zip(examples, predictions, strict=True)
-        if prediction.label != task.labels[example.label]
+        for example, prediction, number in zip(examples, predictions, found.tolist(), strict=True)
+        if number != example.label
     ]
     return {CONFUSION: confusion_table(task.labels, gold, found), ERRORS: _lines(errors)}
 

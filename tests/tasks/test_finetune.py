@@ -24,7 +24,7 @@ from megatron.tasks.kinds.classification import own_columns
 from megatron.tasks.pretrained import load_weights, open_pretrained
 from megatron.tasks.sets.clue import CLUE, OWN_TEXTS
 from megatron.tasks.table import find_task
-from tests.tasks.tiny import CHARACTERS, metrics, write_checkpoint, write_sentiment
+from tests.tasks.tiny import CHARACTERS, changed, metrics, write_checkpoint, write_sentiment
 
 SINGLE = ParallelContext.single()
 
@@ -49,10 +49,6 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> FinetuneConfig:
     )
     return dataclasses.replace(made, logging=dataclasses.replace(made.logging, log_interval=1))
 
-
-def changed(config: FinetuneConfig, section: str, **values: Any) -> FinetuneConfig:
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
 
 
 def records(config: FinetuneConfig, folder: Path, split: str = "train") -> list[dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 from megatron.checkpoint import json_bytes, save_checkpoint
 from megatron.config import ModelConfig, to_dict
 from megatron.model import BertForPreTraining
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.sharding import initialize, parameter_pieces
+from megatron.tasks.config import FinetuneConfig
 from tests.commands import run
 
 CHARACTERS = "天地人山水火木金日月风云花鸟鱼虫书画琴棋"
@@ -142,3 +145,9 @@ def run_command(*arguments: object, processes: int = 1) -> CompletedProcess[str]
 def metrics(output: Path) -> list[dict[str, float]]:
     """The records of a run."""
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def changed(config: FinetuneConfig, section: str, **values: Any) -> FinetuneConfig:
+    """A configuration with other values in one of its sections."""
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from megatron.errors import UserError
 from megatron.tasks.benchmark.boards import Form, Result
-from megatron.tasks.readers import find_file, read_rows
+from megatron.tasks.readers import find_file, read_content, read_rows
 
 # As in CHID: one blank of a passage.
 _BLANK = re.compile(r"#idiom\d+#")
@@ -48,7 +46,7 @@ def read_questions(path: Path, form: Form, id_key: str = "id") -> list[Question]
             for tag in _BLANK.findall(passage)
         ]
     try:
-        values = json.loads(_content(path))
+        values = json.loads(read_content(path))
     except (ValueError, RecursionError):
         # FewCLUE's idioms: a line each
         return [Question(str(row.code(id_key)), choices=len(row.texts("candidates"))) for row in read_rows(path)]
@@ -56,14 +54,6 @@ def read_questions(path: Path, form: Form, id_key: str = "id") -> list[Question]
         return list(_reading(values) if form == "answers" else _multiple_choice(values))
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is not a test file of {form}: a key is missing or of another type") from None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def _reading(values: Any) -> Iterator[Question]:

@@ -24,9 +24,8 @@ from megatron.tasks.benchmark.jobs import METRICS, Job, digest, find_slots, read
 from megatron.tasks.benchmark.leaderboard import Row, Scored, Table, Trial, as_json, as_markdown, best_of, draw, row_of
 from megatron.tasks.benchmark.validation import validate_archive
 from megatron.tasks.config import ADVICE, FinetuneConfig, ModelSourceConfig
-from megatron.tasks.inputs import find_files
+from megatron.tasks.inputs import find_files, official_tests
 from megatron.tasks.loop import BEST
-from megatron.tasks.readers import find_file
 from megatron.tasks.submission import json_text, submission_name
 from megatron.tasks.table import find_task
 
@@ -210,7 +209,7 @@ def prediction(trial: Trial) -> Job | None:
     """The run that predicts a task's test files by a trial's best weights; None if there are none."""
     config, folder = trial.job.config, trial.job.folder
     task, data_dir = find_task(trial.task), Path(config.task.data_dir)
-    tests = [path for name, _ in task.test_files if (path := find_file(data_dir, name)) is not None]
+    tests = official_tests(task, data_dir)
     if not tests:
         print(f"not in the submission: {trial.task}, there is no test file of it in {data_dir}", flush=True)
         return None

@@ -7,20 +7,17 @@ with "is_impossible" in 2.0 (Rajpurkar et al., 2016, 2018). CMRC: [{"context_tex
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron.errors import UserError
 from megatron.tasks.kinds.spans import Question, reading_of
-from megatron.tasks.readers import Row
+from megatron.tasks.readers import Row, read_content
 from megatron.tasks.task import Split, Task
 
-MAX_BYTES = 2**30
 MAX_MOVE = 3
 
 
@@ -73,13 +70,7 @@ def locate(context: str, answer: str, start: int) -> int | None:
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file, also as `.gz`. Raises `UserError` for one that cannot be read or is no JSON."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: longer than {MAX_BYTES} bytes")
+    content = read_content(path)
     try:
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

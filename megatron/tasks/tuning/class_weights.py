@@ -34,7 +34,7 @@ def class_weights(text: str, task: Task, encoded: Encoded) -> Tensor:
         raise UserError(f"--class-weights is for classification and tagging; {task.name} is {task.kind.name}")
     classes = task.kind.num_outputs(task)
     if text == BALANCED:
-        counts = np.bincount(labels_of(encoded, np.arange(encoded.num_rows)), minlength=classes)
+        counts = np.bincount(encoded.labels_of(np.arange(encoded.num_rows)), minlength=classes)
         found = counts > 0
         weights = np.where(found, counts.sum() / (found.sum() * np.maximum(counts, 1)), 1.0)
         return torch.from_numpy(weights).float()
@@ -44,14 +44,6 @@ def class_weights(text: str, task: Task, encoded: Encoded) -> Tensor:
         names = f": {', '.join(task.labels)}" if len(task.labels) == classes else ""
         raise UserError(f"--class-weights {text} are {len(numbers)} for the {classes} classes of {task.name}{names}")
     return torch.tensor(numbers)
-
-
-def labels_of(encoded: Encoded, rows: np.ndarray) -> np.ndarray:
-    """The classes of some rows, or of their tokens that have one: int64 [labels]."""
-    if not encoded.token_labels:
-        return encoded.labels[rows]
-    labels = np.concatenate([encoded.labels[encoded.offsets[row] : encoded.offsets[row + 1]] for row in rows])
-    return labels[labels != IGNORED]
 
 
 def weighted_loss(outputs: Tensor, batch: TaskBatch, weights: Tensor) -> Tensor:

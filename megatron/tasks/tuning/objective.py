@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron.tasks.config import TuningConfig
 from megatron.tasks.encode import Encoded, TaskBatch
 from megatron.tasks.task import Task
-from megatron.tasks.tuning.class_weights import class_weights, labels_of, weighted_loss
+from megatron.tasks.tuning.class_weights import class_weights, weighted_loss
 from megatron.tasks.tuning.regularization import divergence_sum
 
 
@@ -47,10 +47,11 @@ class Objective:
 
     def counts(self, encoded: Encoded, rows: np.ndarray) -> Counts:
         """Of the rows of a global batch, int64 [rows]."""
-        labels = encoded.count(rows)
+        labels = encoded.labels_of(rows)
+        count = len(labels)
         if self.class_weights is None:
-            return Counts(weight=labels, labels=labels)
-        return Counts(weight=float(self.class_weights.double()[labels_of(encoded, rows)].sum()), labels=labels)
+            return Counts(weight=count, labels=count)
+        return Counts(weight=float(self.class_weights.double()[labels].sum()), labels=count)
 
     def batch(self, encoded: Encoded, rows: np.ndarray, *, multiple: int) -> TaskBatch:
         """The rows as one batch, each so many times as `copies` says: all of them, then all of them again."""

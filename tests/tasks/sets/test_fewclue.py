@@ -25,7 +25,7 @@ from megatron.tasks.pretrained import open_pretrained
 from megatron.tasks.readers import find_file
 from megatron.tasks.sets.fewclue import APP_CATEGORIES, DISCIPLINES, FEWCLUE
 from megatron.tasks.table import find_task
-from tests.tasks.tiny import CHARACTERS, metrics, run_command, write_checkpoint
+from tests.tasks.tiny import CHARACTERS, changed, metrics, run_command, write_checkpoint
 
 SINGLE = ParallelContext.single()
 NAMES = [task.name for task in FEWCLUE]
@@ -132,9 +132,6 @@ def config(checkpoint: Path, folders: dict[str, Path], tmp_path: Path) -> Finetu
         tuning=TuningConfig(epochs=1, global_batch_size=6, lr=1e-3, seq_length=48),
     )
 
-
-def changed(config: FinetuneConfig, section: str, **values: Any) -> FinetuneConfig:
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
 def result(folder: Path, name: str = "dev") -> dict[str, Any]:

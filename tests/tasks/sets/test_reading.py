@@ -19,7 +19,7 @@ from megatron.tasks.inputs import read_examples
 from megatron.tasks.kinds.spans import SPANS
 from megatron.tasks.table import find_task
 from tests.tasks.test_encode import Characters
-from tests.tasks.tiny import metrics, run_command, write_checkpoint, write_reading
+from tests.tasks.tiny import changed, metrics, run_command, write_checkpoint, write_reading
 
 SINGLE = ParallelContext.single()
 
@@ -47,9 +47,6 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> FinetuneConfig:
         reading=ReadingConfig(doc_stride=16),
     )
 
-
-def changed(config: FinetuneConfig, section: str, **values: Any) -> FinetuneConfig:
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
 def test_the_whole_command_learns_to_read(checkpoint: Path, data: Path, tmp_path: Path) -> None:

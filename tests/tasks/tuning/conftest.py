@@ -42,10 +42,6 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> FinetuneConfig:
     return dataclasses.replace(made, logging=dataclasses.replace(made.logging, log_interval=1))
 
 
-def changed(config: FinetuneConfig, section: str, **values: Any) -> FinetuneConfig:
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
-
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [record for record in metrics(folder) if record["split"] == "train"]

@@ -36,8 +36,8 @@ from megatron.tasks.tuning.class_weights import class_weights, weighted_loss
 from megatron.tasks.tuning.layerwise import rate_factors
 from megatron.tasks.tuning.regularization import divergence_sum
 from tests.ranks import run_ranks
-from tests.tasks.tiny import write_checkpoint
-from tests.tasks.tuning.conftest import BATCH, EPOCHS, SEED, changed, steps_of
+from tests.tasks.tiny import changed, write_checkpoint
+from tests.tasks.tuning.conftest import BATCH, EPOCHS, SEED, steps_of
 
 SINGLE = ParallelContext.single()
 

@@ -20,8 +20,7 @@ from megatron.tasks.kinds.classification import TextExample
 from megatron.tasks.pretrained import open_pretrained
 from megatron.tasks.reports import confusion_table, error_reports
 from megatron.tasks.table import find_task
-from tests.tasks.tiny import metrics
-from tests.tasks.tuning.conftest import changed
+from tests.tasks.tiny import changed, metrics
 
 SINGLE = ParallelContext.single()
 
