@@ -4,26 +4,15 @@
 #include <memory>
 #include <string>
 
+#include "bind_kernels.h"
 #include "bind_samples.h"
 #include "bind_text.h"
-#include "dropout.h"
 #include "shared_group.h"
 
 namespace py = pybind11;
 
 namespace megatron {
 namespace {
-
-void dropout_from_addresses(uintptr_t x, uintptr_t y, int64_t rows, int64_t cols, uintptr_t keys, uint64_t site_key,
-                            uint32_t column_offset, double probability, int dtype, int threads) {
-    if (rows < 0 || cols < 0 || threads < 1) throw py::value_error("dropout: negative size or no thread");
-    if (!(probability >= 0.0 && probability < 1.0)) throw py::value_error("dropout: probability must be in [0, 1)");
-    if (dtype != 0 && dtype != 1) throw py::value_error("dropout: dtype must be 0 (fp32) or 1 (bf16)");
-    py::gil_scoped_release release;
-    dropout(reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y), rows, cols,
-            reinterpret_cast<const uint64_t*>(keys), site_key, column_offset, probability, static_cast<DType>(dtype),
-            threads);
-}
 
 Element to_element(int code) {
     if (code < 0 || code > 3) throw py::value_error("dtype must be 0 (fp32), 1 (bf16), 2 (fp64) or 3 (int64)");
@@ -51,17 +40,13 @@ void check_length(int64_t length) {
 PYBIND11_MODULE(_C, m) {
     using namespace megatron;
     bind_text(m);
-    m.doc() = "Compiled helpers: sample index, batch assembly, blending, dropout. Checked wrappers are in megatron.";
+    m.doc() = "Compiled helpers: sample index, batch assembly, blending, fused operations. Checked wrappers are in megatron.";
 #ifdef _OPENMP
     m.attr("openmp") = true;
 #else
     m.attr("openmp") = false;
 #endif
-    m.def("dropout", &dropout_from_addresses, py::arg("x_ptr"), py::arg("y_ptr"), py::arg("rows"), py::arg("cols"),
-          py::arg("keys_ptr"), py::arg("site_key"), py::arg("column_offset"), py::arg("probability"),
-          py::arg("dtype_code"), py::arg("threads") = 1,
-          "Counter-hash dropout over row-major [rows, cols] at raw addresses (dtype_code 0 fp32, 1 bf16; y may be x): "
-          "keep ? x / (1 - p) : 0 with one 64-bit key a row.");
+    bind_kernels(m);
     bind_samples(m);
 
     py::class_<SharedGroup>(m, "SharedGroup",

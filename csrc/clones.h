@@ -5,7 +5,11 @@
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 #include <features.h>
 #if defined(__GLIBC__)
+#if __GNUC__ >= 12
+#define MEGATRON_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
 #define MEGATRON_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #endif
 #endif
 #ifndef MEGATRON_CLONES

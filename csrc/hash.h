@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
+#include "kernels/portable.h"
+
 namespace megatron {
 
 // Finalizer of splitmix64 (Steele, Lea and Flood 2014, constants of Stafford's Mix13): a bijection of 64 bits.
-inline uint64_t mix64(uint64_t z) {
+MEGATRON_HD uint64_t mix64(uint64_t z) {
     z ^= z >> 30;
     z *= 0xBF58476D1CE4E5B9ull;
     z ^= z >> 27;
@@ -16,7 +18,7 @@ inline uint64_t mix64(uint64_t z) {
 }
 
 // "lowbias32"-style finalizer (hash-prospector): a bijection of 32 bits, cheap in vector registers.
-inline uint32_t mix32(uint32_t x) {
+MEGATRON_HD uint32_t mix32(uint32_t x) {
     x ^= x >> 16;
     x *= 0x21f0aaadu;
     x ^= x >> 15;

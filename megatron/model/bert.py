@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megatron.config import ModelConfig
 from megatron.model.parts import ModelPart, Recompute, whole
-from megatron.model.transformer import Encoder, activation_function, frozen_output
+from megatron.model.transformer import Encoder, frozen_output
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
 from megatron.mpu.layers import (
@@ -22,13 +22,15 @@ from megatron.mpu.layers import (
     Linear,
     VocabParallelBias,
     VocabParallelEmbedding,
-    vocabulary_logits,
+    vocabulary_product,
 )
 from megatron.mpu.random import DropoutKeys, local_rows, site_key
 from megatron.mpu.regions import gather_from_sequence_region, reduce_from_tensor_region
 from megatron.mpu.sharding import shard_of
 from megatron.ops.attention import padding_bias
+from megatron.ops.bias_activation import bias_activation
 from megatron.ops.dropout import dropout
+from megatron.ops.embedding import embedding_sum
 
 # Sites outside the layers count as those of layer -1, which no layer has.
 EMBEDDING_SITE, TASK_HEAD_SITE = site_key(-1, 0), site_key(-1, 1)
@@ -58,10 +60,15 @@ class Embeddings(nn.Module):
 
     def forward(self, tokens: Tensor, token_types: Tensor, keys: DropoutKeys | None) -> Tensor:
         rows = local_rows(tokens.shape[1], self.context)
-        x = self.word_embeddings(tokens.t()) + self.token_type_embeddings(token_types.t()[rows])
-        x = x + self.position_embeddings.weight[rows, None]
+        types = token_types.t()[rows]
+        positions = torch.arange(rows.start, rows.stop, device=tokens.device)[:, None].expand_as(types)
+        ids, tables = [types, positions], [self.token_type_embeddings.weight, self.position_embeddings.weight]
         if self.task_type_embeddings is not None:
-            x = x + self.task_type_embeddings.weight[0]
+            ids, tables = [*ids, torch.zeros_like(types)], [*tables, self.task_type_embeddings.weight]
+        if self.context.tensor.size == 1:  # all in one pass
+            x = embedding_sum([tokens.t(), *ids], [self.word_embeddings.weight, *tables])
+        else:
+            x = self.word_embeddings(tokens.t()) + embedding_sum(ids, tables)
         if self.layernorm is not None:
             x = self.layernorm(x)
         return dropout(x, self.probability, None if keys is None else keys.hidden, EMBEDDING_SITE)
@@ -86,20 +93,32 @@ class LMHead(nn.Module):
         self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_method_std)
         self.layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.bias = VocabParallelBias(config.vocab_size, context).bias
-        self.activation = activation_function(config)
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layernorm(self.activation(self.dense(x)))
+        return self.layernorm(bias_activation(self.dense.product(x), self.dense.bias, self.activation))
+
+
+def at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """Rows of x [s, b, h] at `positions` (row * s + column of [b, s]): [m, h]."""
+    s, b, h = x.shape
+    rows, columns = positions // s, positions % s
+    return x.reshape(s * b, h).index_select(0, columns * b + rows)
 
 
 def masked_logits(
     x: Tensor, positions: Tensor, lm_head: LMHead, word_table: nn.Parameter, context: ParallelContext
 ) -> Tensor:
-    """Logits of this rank's rows of the vocabulary at `positions` (row * s + column) of x [s, b, h]: [m, V / tp]."""
-    s, b, h = x.shape
-    rows, columns = positions // s, positions % s
-    masked = x.reshape(s * b, h).index_select(0, columns * b + rows)
-    return vocabulary_logits(lm_head(masked), word_table, lm_head.bias, context)
+    """Logits of this rank's rows of the vocabulary at `positions` of x, as in `at_positions`: [m, V / tp].
+
+    Rows of the table that are padding get -inf.
+    """
+    logits = vocabulary_product(lm_head(at_positions(x, positions)), word_table, context) + lm_head.bias
+    shard = shard_of(word_table)
+    if shard.dim is not None and shard.size < word_table.shape[0]:
+        padding = torch.arange(word_table.shape[0], device=x.device) >= shard.size
+        logits = logits.masked_fill(padding, float("-inf"))
+    return logits
 
 
 class WordTable(nn.Module):
@@ -211,9 +230,9 @@ class BertForPreTraining(BertEncoder):
         x = self.hidden_states(tokens, token_types, lengths, keys, x)
         if not self.part.has_heads:
             return x
-        logits = self.mlm_logits(x, masked_positions)
-        start = shard_of(self.word_table).start
-        losses, hits = vocab_parallel_cross_entropy(logits, masked_labels, start, self.context.tensor)
+        masked = self.lm_head(at_positions(x, masked_positions))
+        logits = vocabulary_product(masked, self.word_table, self.context)
+        losses, hits = vocab_parallel_cross_entropy(logits, self.lm_head.bias, masked_labels, self.context.tensor)
         sop = sop_hits = torch.zeros((), device=x.device)
         if self.binary_head is not None:
             sop_logits = self.sop_logits(x).float()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.config import ModelConfig
@@ -15,20 +13,11 @@ from megatron.model.parts import ModelPart, Recompute, recomputed
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layers import ColumnParallelLinear, LayerNorm, RowParallelLinear
 from megatron.mpu.random import DropoutKeys, local_heads, site_key
+from megatron.ops.add_norm import Kept, add, add_norm
 from megatron.ops.attention import attention
-from megatron.ops.dropout import dropout
+from megatron.ops.bias_activation import bias_activation
 
 ATTENTION_SITE, ATTENTION_OUTPUT_SITE, MLP_OUTPUT_SITE = 0, 1, 2
-
-
-def activation_function(config: ModelConfig) -> Callable[[Tensor], Tensor]:
-    """The MLP's activation."""
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "gelu": F.gelu,
-        "gelu_new": partial(F.gelu, approximate="tanh"),
-        "relu": torch.relu,
-    }
-    return functions[config.activation]
 
 
 def output_std(config: ModelConfig) -> float:
@@ -49,7 +38,10 @@ def frozen_output(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h]."""
+    """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h].
+
+    The bias of the last product (`dense.bias`) is left to whoever adds the residual; in `MLP` too.
+    """
 
     def __init__(self, config: ModelConfig, context: ParallelContext, number: int, *, recompute: bool) -> None:
         super().__init__()
@@ -71,7 +63,7 @@ class SelfAttention(nn.Module):
             keys=None if keys is None else keys.attention,
             site_key=self.site,
         )
-        return self.dense(recomputed(core, qkv, bias) if self.recompute else core(qkv, bias))
+        return self.dense.product(recomputed(core, qkv, bias) if self.recompute else core(qkv, bias))
 
 
 class MLP(nn.Module):
@@ -82,10 +74,11 @@ class MLP(nn.Module):
         h, ffn = config.hidden_size, config.ffn_hidden_size
         self.dense_h_to_4h = ColumnParallelLinear(h, ffn, context, std=config.init_method_std)
         self.dense_4h_to_h = RowParallelLinear(ffn, h, context, std=output_std(config))
-        self.activation = activation_function(config)
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+        inside = bias_activation(self.dense_h_to_4h.product(x), self.dense_h_to_4h.bias, self.activation)
+        return self.dense_4h_to_h.product(inside)
 
 
 class TransformerLayer(nn.Module):
@@ -111,15 +104,17 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         hidden_keys = None if keys is None else keys.hidden
+        after_attention = Kept(probability=self.probability, keys=hidden_keys, site_key=self.attention_site)
+        after_mlp = Kept(probability=self.probability, keys=hidden_keys, site_key=self.mlp_site)
+        attention_bias, mlp_bias = self.attention.dense.bias, self.mlp.dense_4h_to_h.bias
         if self.norm_first:
             block = self.attention(self.attention_layernorm(x), bias, keys)
-            x = x + dropout(block, self.probability, hidden_keys, self.attention_site)
-            block = self.mlp(self.mlp_layernorm(x))
-            return x + dropout(block, self.probability, hidden_keys, self.mlp_site)
+            x, normalized = add_norm(block, attention_bias, x, after_attention, self.mlp_layernorm.norm)
+            return add(self.mlp(normalized), mlp_bias, x, after_mlp)
         block = self.attention(x, bias, keys)
-        x = self.attention_layernorm(x + dropout(block, self.probability, hidden_keys, self.attention_site))
-        block = self.mlp(x)
-        return self.mlp_layernorm(x + dropout(block, self.probability, hidden_keys, self.mlp_site))
+        _, x = add_norm(block, attention_bias, x, after_attention, self.attention_layernorm.norm)
+        _, x = add_norm(self.mlp(x), mlp_bias, x, after_mlp, self.mlp_layernorm.norm)
+        return x
 
 
 class Encoder(nn.Module):

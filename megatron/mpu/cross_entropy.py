@@ -5,44 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron.mpu.group import Group
+from megatron.mpu.sharding import ShardSpec, shard_of
+from megatron.ops.cross_entropy import logits_to_gradients, row_statistics
+from megatron.ops.main_grad import gradient_memory
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, start: int, group: Group) -> tuple[Tensor, Tensor]:
-        dtype, logits = logits.dtype, logits.float()
-        maximum = group.all_reduce_(logits.amax(1), "max")
-        shifted = logits - maximum.unsqueeze(1)
-        columns = labels - start
-        outside = (columns < 0) | (columns >= logits.shape[1])
-        columns = columns.masked_fill(outside, 0).unsqueeze(1)
-        target = shifted.gather(1, columns).squeeze(1).masked_fill_(outside, 0.0)
-        group.all_reduce_(target)
-        exponentials = shifted.exp_()
-        total = group.all_reduce_(exponentials.sum(1))
-        losses = total.log() - target
-        ctx.save_for_backward(exponentials.div_(total.unsqueeze(1)), columns, outside)
-        ctx.dtype = dtype
-        correct = target >= 0
+    def forward(
+        ctx: Any, logits: Tensor, bias: Tensor, labels: Tensor, shard: ShardSpec, group: Group, held: tuple[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        start, valid = (shard.start, shard.size) if shard.dim is not None else (0, logits.shape[1])
+        largest, total, target = row_statistics(logits, bias, labels, start=start, valid=valid)
+        whole = group.all_reduce_(largest.clone(), "max")
+        total, target = group.all_reduce_(torch.stack([total * (largest - whole).exp_(), target]))
+        normalizer = total.log() + whole
+        ctx.save_for_backward(logits, bias, labels, normalizer)
+        ctx.arguments = (start, valid, held)
+        correct = target >= whole
         ctx.mark_non_differentiable(correct)
-        return losses, correct
+        return normalizer - target, correct
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        probabilities, columns, outside = ctx.saved_tensors
-        weight = gradient.unsqueeze(1)
-        result = probabilities * weight
-        result.scatter_add_(1, columns, (-weight).masked_fill(outside.unsqueeze(1), 0.0))
-        return result.to(ctx.dtype), None, None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        logits, bias, labels, normalizer = ctx.saved_tensors
+        start, valid, (parameter,) = ctx.arguments
+        into, given = gradient_memory(parameter)
+        # In place: nobody else has the logits, and autograd notices if this backward is asked for once more.
+        logits_to_gradients(logits, bias, labels, normalizer, gradient.contiguous(), into, start=start, valid=valid)
+        return logits, given, None, None, None, None
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, start: int, group: Group) -> tuple[Tensor, Tensor]:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, bias: nn.Parameter, labels: Tensor, group: Group
+) -> tuple[Tensor, Tensor]:
     """Losses and hits of predictions over a divided vocabulary; the full logits exist on no rank.
 
-    logits: [n, V / tp], this rank's columns, the first of which is column `start` of the vocabulary. labels: [n]
-    int64. Returns losses [n] fp32 and hits [n] bool: whether no logit is above the label's.
+    logits: [n, V / tp], without their bias; the backward makes its gradient in this memory. bias: [V / tp], divided as
+    the vocabulary is. labels: [n] int64. Returns losses [n] fp32 and hits [n] bool: whether no logit is above the
+    label's.
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, start, group)
+    return _VocabParallelCrossEntropy.apply(logits.contiguous(), bias, labels, shard_of(bias), group, (bias,))

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.group import DONE, Pending
 from megatron.mpu.sharding import Piece, ShardSpec, pieces_of, shard_of
+from megatron.ops.adamw import sum_of_squares
 
 _ALIGNMENT = 16  # elements: a parameter starts on a cache line
 
@@ -143,7 +145,8 @@ class Bucket:
 class FlatParameters:
     """The parameters of some modules moved into buckets.
 
-    In fp32 the modules' gradients are views of the buckets; in 16 bits they are added to them in fp32 as they appear.
+    Gradients are summed in fp32 in the buckets: operations add them to their parameter's `main_grad`, a view of its
+    bucket, and what autograd gives instead is added to it.
     """
 
     def __init__(
@@ -170,6 +173,7 @@ class FlatParameters:
         self.shards: dict[str, ShardSpec] = {}
         self._places: dict[str, tuple[int, int, torch.Size]] = {}  # bucket, offset in it, local shape
         self._home: dict[nn.Parameter, Bucket] = {}
+        self._nodes: list[Node] = []  # kept, for their hooks live as long as they
         layouts = bucket_layouts(modules, context, sharded=sharded, bucket_size=bucket_size, rate_of=rate_of)
         self.buckets = [self._new_bucket(number, layout) for number, layout in enumerate(layouts)]
         self._places = {name: self._places[name] for m in modules for name, _ in m.named_parameters()}  # in their order
@@ -205,10 +209,15 @@ class FlatParameters:
         return found
 
     def publish(self) -> None:
-        """Give the masters' values to the modules of all ranks; ZeRO gathers in the order of the next forward."""
-        for bucket in reversed(self.buckets):
+        """Give the masters' values to the modules of all ranks."""
+        for bucket in self.buckets:
             if bucket.masters.data_ptr() != bucket.weights[bucket.own].data_ptr():
                 bucket.weights[bucket.own].copy_(bucket.masters)
+        self.start_gathering()
+
+    def start_gathering(self) -> None:
+        """Give each rank's part of the weights to the others (ZeRO), in the order of the next forward."""
+        for bucket in reversed(self.buckets):
             if self.sharded:
                 bucket.gathering = self.context.data.start_all_gather(bucket.weights, bucket.weights[bucket.own])
 
@@ -251,8 +260,7 @@ class FlatParameters:
         squares = torch.zeros((), dtype=torch.float64, device=self.context.device)
         for bucket, run in self._runs():
             if run.counted:
-                part = bucket.own_gradients[run.start : run.stop]
-                squares += torch.linalg.vector_norm(part, dtype=torch.float64) ** 2
+                squares += sum_of_squares(bucket.own_gradients[run.start : run.stop])
         self.context.tensor.all_reduce_(squares)
         self.context.pipeline.all_reduce_(squares)
         if self.sharded:
@@ -292,21 +300,18 @@ class FlatParameters:
 
     def _collect(self, bucket: Bucket, parameter: nn.Parameter, total: Tensor) -> None:
         """Lead the gradients of a parameter, from autograd and from elsewhere, into their place."""
-        if self.dtype == torch.float32:
-            parameter.grad = total
 
-        def arrived(p: Tensor) -> None:
-            if p.grad is not None and p.grad is not total:
-                total.add_(p.grad)
-                p.grad = None
+        def arrived(*_: object) -> None:
+            if parameter.grad is not None:
+                total.add_(parameter.grad)
+                parameter.grad = None
             self._arrived(bucket)
 
-        def add(gradient: Tensor) -> None:
-            total.add_(gradient)
-            self._arrived(bucket)
-
-        parameter.register_post_accumulate_grad_hook(arrived)
-        parameter.sink = add  # type: ignore[attr-defined]
+        parameter.main_grad, parameter.arrived = total, arrived  # type: ignore[attr-defined]
+        # The node where a parameter's gradients meet is reached once a backward, with or without a gradient.
+        node = get_gradient_edge(parameter).node
+        node.register_hook(arrived)
+        self._nodes.append(node)
 
     def _arrived(self, bucket: Bucket) -> None:
         bucket.missing -= 1

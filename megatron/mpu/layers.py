@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.linear import WeightQueue, linear
 from megatron.mpu.regions import reduce_from_tensor_region, reduce_scatter_to_sequence_region
 from megatron.mpu.sharding import Initial, new_parameter, shard_of
+from megatron.ops.add_norm import Norm, layernorm
+from megatron.ops.embedding import embedding_sum
 
 ZEROS, ONES = Initial(), Initial(mean=1.0)
 
 
 class Linear(nn.Module):
-    """A linear layer that every tensor-parallel rank holds whole: [..., inputs] -> [..., outputs]."""
+    """A linear layer that every tensor-parallel rank holds whole: [..., inputs] -> [..., outputs].
+
+    In this and the next two, `product` is the layer without its bias, for those who add it in what follows.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, std: float) -> None:
         super().__init__()
@@ -23,7 +26,10 @@ class Linear(nn.Module):
         self.bias = new_parameter((outputs,), ZEROS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, None)
 
 
 class ColumnParallelLinear(nn.Module):
@@ -42,15 +48,21 @@ class ColumnParallelLinear(nn.Module):
         self.bias = new_parameter((outputs,), ZEROS, dim=0, rank=rank, size=size)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._product(x, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        return self._product(x, None)
+
+    def _product(self, x: Tensor, bias: nn.Parameter | None) -> Tensor:
         along = self.sequence_parallel
-        return linear(x, self.weight, self.bias, group=self.group, sequence_parallel=along, queue=self.queue)
+        return linear(x, self.weight, bias, group=self.group, sequence_parallel=along, queue=self.queue)
 
 
 class RowParallelLinear(nn.Module):
     """A linear layer with its inputs divided over the group: [s, b, inputs / tp] -> [s, b, outputs].
 
-    The outputs are summed over the group, then the bias is added. Under sequence parallelism the output is
-    [s / tp, b, outputs].
+    The outputs are summed over the group; the bias is for whoever adds the residual. Under sequence parallelism the
+    output is [s / tp, b, outputs].
     """
 
     def __init__(self, inputs: int, outputs: int, context: ParallelContext, *, std: float) -> None:
@@ -63,10 +75,8 @@ class RowParallelLinear(nn.Module):
         )
         self.bias = new_parameter((outputs,), ZEROS, partial=context.sequence_parallel)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.group.size == 1:
-            return linear(x, self.weight, self.bias, queue=self.queue)
-        return self.combine(linear(x, self.weight, None, queue=self.queue), self.group) + self.bias
+    def product(self, x: Tensor) -> Tensor:
+        return self.combine(linear(x, self.weight, None, queue=self.queue), self.group)
 
 
 def put_off_weight_gradients(module: nn.Module) -> WeightQueue:
@@ -79,14 +89,11 @@ def put_off_weight_gradients(module: nn.Module) -> WeightQueue:
 
 
 class Embedding(nn.Module):
-    """A table that every tensor-parallel rank holds whole: ids [...] -> [..., width]."""
+    """A table that every tensor-parallel rank holds whole."""
 
     def __init__(self, rows: int, width: int, context: ParallelContext, *, std: float) -> None:
         super().__init__()
         self.weight = new_parameter((rows, width), Initial(std=std), partial=context.sequence_parallel)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -105,12 +112,14 @@ class VocabParallelEmbedding(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
+        return self.combine(embedding_sum([self.local(ids)], [self.weight]), self.group)
+
+    def local(self, ids: Tensor) -> Tensor:
+        """The rows of this rank's part of the table; -1 for those of other ranks."""
         if self.group.size == 1:
-            return F.embedding(ids, self.weight)
+            return ids
         local = ids - shard_of(self.weight).start
-        outside = (local < 0) | (local >= self.weight.shape[0])
-        words = F.embedding(local.masked_fill(outside, 0), self.weight)
-        return self.combine(words.masked_fill(outside.unsqueeze(-1), 0.0), self.group)
+        return local.masked_fill((local < 0) | (local >= self.weight.shape[0]), -1)
 
 
 class LayerNorm(nn.Module):
@@ -120,10 +129,10 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.weight = new_parameter((width,), ONES, partial=partial)
         self.bias = new_parameter((width,), ZEROS, partial=partial)
-        self.epsilon = epsilon
+        self.norm = Norm(weight=self.weight, shift=self.bias, epsilon=epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+        return layernorm(x, self.norm)
 
 
 class VocabParallelBias(nn.Module):
@@ -135,11 +144,6 @@ class VocabParallelBias(nn.Module):
         self.bias = new_parameter((rows,), ZEROS, dim=0, rank=group.rank, size=group.size)
 
 
-def vocabulary_logits(x: Tensor, word_table: nn.Parameter, bias: nn.Parameter, context: ParallelContext) -> Tensor:
-    """Logits of this rank's rows of the vocabulary: x [n, h] -> [n, V / tp]; padding rows get -inf."""
-    logits = linear(x, word_table, bias, group=context.tensor)
-    shard = shard_of(word_table)
-    if shard.dim is not None and shard.size < word_table.shape[0]:
-        padding = torch.arange(word_table.shape[0], device=x.device) >= shard.size
-        logits = logits.masked_fill(padding, float("-inf"))
-    return logits
+def vocabulary_product(x: Tensor, word_table: nn.Parameter, context: ParallelContext) -> Tensor:
+    """Logits of this rank's rows of the vocabulary without their bias: x [n, h] -> [n, V / tp]."""
+    return linear(x, word_table, None, group=context.tensor)

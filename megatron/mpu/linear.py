@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.mpu.group import Group
-from megatron.mpu.sharding import add_gradient
+from megatron.ops.main_grad import add_product, add_sum, put_gradient
 
 ALONE = Group(name="none")
 Parameters: TypeAlias = tuple[nn.Parameter, nn.Parameter | None]
@@ -38,7 +38,10 @@ class WeightQueue:
 
 
 class _Linear(torch.autograd.Function):
-    """With a queue, autograd sees no weight (`weight` and `bias` are None): its gradients are added by hand."""
+    """Weights' gradients are added to their memory as they are computed.
+
+    With a queue, autograd sees no weight (`weight` and `bias` are None).
+    """
 
     @staticmethod
     def forward(
@@ -75,20 +78,20 @@ class _Linear(torch.autograd.Function):
         rows, columns = gradient.reshape(-1, gradient.shape[-1]), whole.reshape(-1, whole.shape[-1])
         of_weight = of_bias = None
         if queue is not None:
-            queue.put(lambda: _add_products(held, rows, columns))
+            queue.put(lambda: _put_products(held, rows, columns))
         else:
-            of_weight = rows.t() @ columns
-            of_bias = None if held[1] is None else rows.sum(0)
+            of_weight = add_product(held[0], rows, columns)
+            of_bias = None if held[1] is None else add_sum(held[1], rows)
         reducing.wait()
         return of_rows, of_weight, of_bias, None, None, None, None
 
 
 @torch.no_grad()
-def _add_products(held: Parameters, rows: Tensor, columns: Tensor) -> None:
+def _put_products(held: Parameters, rows: Tensor, columns: Tensor) -> None:
     weight, bias = held
-    add_gradient(weight, rows.t() @ columns)
+    put_gradient(weight, add_product(weight, rows, columns))
     if bias is not None:
-        add_gradient(bias, rows.sum(0))
+        put_gradient(bias, add_sum(bias, rows))
 
 
 def linear(
@@ -106,9 +109,9 @@ def linear(
     the weight's gradient. sequence_parallel: x is this member's [s / tp, ...] rows; they are gathered, and the gradient
     is scattered back.
     """
-    if group.size == 1 and queue is None:
-        return F.linear(x, weight, bias)
     along, held = sequence_parallel and group.size > 1, (weight, bias)
+    if not torch.is_grad_enabled() and not along:
+        return F.linear(x, weight, bias)
     if queue is None:
         return _Linear.apply(x, weight, bias, held, group, along, None)
     return _Linear.apply(x, None, None, held, group, along, queue)

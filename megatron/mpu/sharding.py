@@ -153,17 +153,6 @@ def shard_of(parameter: torch.nn.Parameter) -> ShardSpec:
     return parameter.shard  # type: ignore[attr-defined]
 
 
-def add_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-    """Add to a parameter's gradient outside of autograd: to where the owner of the gradients wants it, else to grad."""
-    sink = getattr(parameter, "sink", None)
-    if sink is not None:
-        sink(gradient)
-    elif parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad.add_(gradient)
-
-
 def _initial_of(parameter: torch.nn.Parameter) -> Initial:
     return parameter.initial  # type: ignore[attr-defined]
 

@@ -8,9 +8,27 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
+from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
 
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _LOW32 = 0xFFFFFFFF
+
+
+def _compute(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    rows = keys.numel()
+    _C.dropout(
+        address(x), address(y), rows, x.numel() // rows, address(keys), unsigned(site_key), probability,
+        DTYPE_CODES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+define(
+    "dropout(Tensor x, float probability, Tensor keys, SymInt site_key) -> Tensor",
+    _compute,
+    lambda x, probability, keys, site_key: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
 
 
 class _Dropout(torch.autograd.Function):
@@ -38,29 +56,32 @@ def dropout(x: Tensor, probability: float, keys: Tensor | None, site_key: int) -
 
 
 def _apply(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
-    x = x.contiguous()
-    if x.device.type == "cpu" and x.dtype in _DTYPE_CODES:
-        y = torch.empty_like(x)
-        rows = keys.numel()
-        _C.dropout(
-            x.data_ptr(), y.data_ptr(), rows, x.numel() // rows, keys.data_ptr(), site_key, 0, probability,
-            _DTYPE_CODES[x.dtype], torch.get_num_threads(),
-        )  # fmt: skip
-        return y
+    if is_compiled(x):
+        return torch.ops.megatron.dropout(x, probability, keys, signed(site_key))
     keep = dropout_mask(keys, site_key, x.numel() // keys.numel(), probability).view(x.shape)
     return torch.where(keep, x.float() / (1.0 - probability), 0.0).to(x.dtype)
 
 
 def dropout_mask(keys: Tensor, site_key: int, columns: int, probability: float) -> Tensor:
     """Reference: the elements that are kept, bool [keys.numel(), columns]."""
-    mixed = keys ^ (site_key - (1 << 64) if site_key >= 1 << 63 else site_key)
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+    mixed = keys ^ signed(site_key)
+    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * signed(0x94D049BB133111EB)
     mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
     low, high = (mixed & _LOW32)[:, None], ((mixed >> 32) & _LOW32)[:, None]
     column = torch.arange(columns, dtype=torch.int64, device=keys.device)
     h = _mix32((_mix32(column ^ low) + high) & _LOW32)
     return h >= min(int(probability * 2.0**32), _LOW32)
+
+
+def signed(value: int) -> int:
+    """The 64 bits of an unsigned number as torch's int64 has them."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def unsigned(value: int) -> int:
+    """The inverse of `signed`."""
+    return value & ((1 << 64) - 1)
 
 
 def _mix32(x: Tensor) -> Tensor:

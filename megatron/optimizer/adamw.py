@@ -13,8 +13,9 @@ from torch import nn
 
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.grads import FlatParameters, full_rate
+from megatron.mpu.grads import Bucket, FlatParameters, Run, full_rate
 from megatron.mpu.sharding import Piece
+from megatron.ops.adamw import Update, adamw_
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,40 +95,30 @@ class Optimizer:
             return Outcome(grad_norm=norm, skipped=True)
         clip = self.config.clip_grad
         factor = (min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0) / scale
-        if factor != 1.0:
-            for bucket in flat.buckets:
-                bucket.own_gradients.mul_(factor)
         self.steps += 1
-        kinds = {(run.decay, run.rate) for bucket in flat.buckets for run in bucket.runs if run.rate > 0}
-        for decay, rate in sorted(kinds, reverse=True):
-            self._update(decay, rate, learning_rate * rate)
-        flat.publish()
+        for bucket, first, second in zip(flat.buckets, self.exp_avg, self.exp_avg_sq, strict=True):
+            for run in bucket.runs:
+                if run.rate > 0:
+                    self._update(bucket, run, first, second, factor, learning_rate)
+        flat.start_gathering()
         return Outcome(grad_norm=norm, skipped=False)
 
-    def _update(self, decay: bool, rate: float, learning_rate: float) -> None:
-        """AdamW on what has or has not weight decay, and this factor of the learning rate."""
-        places = [
-            (number, slice(run.start, run.stop))
-            for number, bucket in enumerate(self.flat.buckets)
-            for run in bucket.runs
-            if (run.decay, run.rate) == (decay, rate)
-        ]
-        device = self.masters[0].device
-        torch._fused_adamw_(
-            [self.masters[number][part] for number, part in places],
-            [self.flat.buckets[number].own_gradients[part] for number, part in places],
-            [self.exp_avg[number][part] for number, part in places],
-            [self.exp_avg_sq[number][part] for number, part in places],
-            [],
-            [torch.tensor(float(self.steps), device=device) for _ in places],
-            lr=learning_rate,
-            beta1=self.config.adam_beta1,
-            beta2=self.config.adam_beta2,
-            weight_decay=self.config.weight_decay if decay else 0.0,
-            eps=self.config.adam_eps,
-            amsgrad=False,
-            maximize=False,
+    def _update(
+        self, bucket: Bucket, run: Run, first: torch.Tensor, second: torch.Tensor, factor: float, learning_rate: float
+    ) -> None:
+        """AdamW on a stretch of a bucket. first, second: the moments of its own part."""
+        part, config = slice(run.start, run.stop), self.config
+        update = Update(
+            factor=factor,
+            learning_rate=learning_rate * run.rate,
+            weight_decay=config.weight_decay if run.decay else 0.0,
+            beta1=config.adam_beta1,
+            beta2=config.adam_beta2,
+            epsilon=config.adam_eps,
+            step=self.steps,
         )
+        copy = None if self.flat.dtype == torch.float32 else bucket.weights[bucket.own][part]
+        adamw_(bucket.masters[part], bucket.own_gradients[part], first[part], second[part], copy, update)
 
     def weights(self, *, once: bool = False) -> list[Piece]:
         """The fp32 masters that this rank holds, under global names; `once` as in `FlatParameters.pieces`.
@@ -143,7 +134,7 @@ class Optimizer:
         )
 
     def gradients(self, *, once: bool = False) -> list[Piece]:
-        """The gradients of the last step, reduced and clipped, as `weights`."""
+        """The gradients of the last step, reduced, neither clipped nor divided by the loss scale, as `weights`."""
         return self.flat.pieces([bucket.own_gradients for bucket in self.flat.buckets], once=once)
 
     def publish(self) -> None:

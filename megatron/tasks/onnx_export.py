@@ -20,7 +20,7 @@ from megatron.config import ModelConfig
 from megatron.errors import UserError
 from megatron.model import BertForPreTraining, BertForTask
 from megatron.mpu.context import ParallelContext
-from megatron.mpu.layers import vocabulary_logits
+from megatron.mpu.layers import vocabulary_product
 
 TOLERANCE = 1e-4
 """Largest difference of two outputs in fp32, absolute, or relative to the largest output where that exceeds 1."""
@@ -81,7 +81,7 @@ class OnnxModel(nn.Module):
             if self.ending == "Model":
                 return (x.transpose(0, 1),)
             hidden = model.lm_head(x.transpose(0, 1))
-            logits = vocabulary_logits(hidden, model.word_table, model.lm_head.bias, model.context)
+            logits = vocabulary_product(hidden, model.word_table, model.context) + model.lm_head.bias
             return (logits, model.sop_logits(x)) if self.ending == "ForPreTraining" else (logits,)
         if model.pooler is None:
             logits = model.task_head(x).transpose(0, 1)

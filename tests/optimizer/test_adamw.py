@@ -132,7 +132,7 @@ def test_norm_is_that_of_fp64() -> None:
     module = network()
     optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
     losses(module, 0).backward()
-    exact = torch.cat([p.grad.double().flatten() for p in module.parameters()]).norm().item()
+    exact = torch.cat([p.main_grad.double().flatten() for p in module.parameters()]).norm().item()
     assert optimizer.flat.gradient_norm() == pytest.approx(exact, rel=1e-12)
 
 

@@ -1,0 +1,280 @@
+// The part of the Python module megatron._C that computes on tensors, given by address (0: none). Shapes, strides and
+// number formats are checked in megatron/ops; here only what would make the arithmetic undefined.
+#include "bind_kernels.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "kernels/launchers.h"
+
+namespace py = pybind11;
+
+namespace megatron {
+namespace {
+
+template <typename T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check(int64_t rows, int64_t columns, int threads) {
+    if (rows < 0 || columns < 1) throw py::value_error("a size is negative, or a row is empty");
+    if (threads < 1) throw py::value_error("at least one thread is needed");
+}
+
+// f(T()) with the type of a number format's code.
+template <typename F>
+void with_format(int code, F f) {
+    if (code == static_cast<int>(DType::float32)) {
+        f(float());
+    } else if (code == static_cast<int>(DType::bfloat16)) {
+        f(BFloat16());
+    } else {
+        throw py::value_error("dtype_code must be 0 (fp32) or 1 (bf16)");
+    }
+}
+
+DropoutSite site(uintptr_t keys, uint64_t site_key, double probability) {
+    if (!(probability >= 0.0 && probability < 1.0)) throw py::value_error("dropout: probability must be in [0, 1)");
+    return dropout_site(at<const uint64_t>(keys), site_key, probability);
+}
+
+Activation activation(int code) {
+    if (code < 0 || code > 2) throw py::value_error("activation_code must be 0 (gelu), 1 (gelu_new) or 2 (relu)");
+    return static_cast<Activation>(code);
+}
+
+void call_dropout(uintptr_t x, uintptr_t y, int64_t rows, int64_t columns, uintptr_t keys, uint64_t site_key,
+                  double probability, int format, int threads) {
+    check(rows, columns, threads);
+    const DropoutSite kept = site(keys, site_key, probability);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        dropout(Dropout<T>{rows, columns, at<const T>(x), at<T>(y), kept}, threads);
+    });
+}
+
+void check_tables(size_t tables) {
+    if (tables < 1 || tables > kMostTables) throw py::value_error("embedding: from 1 to 4 tables");
+}
+
+void call_embedding(const std::vector<uintptr_t>& tables, const std::vector<int64_t>& sizes, uintptr_t ids,
+                    uintptr_t out, int64_t rows, int64_t columns, int format, int threads) {
+    check(rows, columns, threads);
+    check_tables(tables.size());
+    for (size_t table = 0; table < sizes.size(); ++table) {
+        const int64_t* own = at<const int64_t>(ids) + static_cast<int64_t>(table) * rows;
+        for (int64_t row = 0; row < rows; ++row) {
+            if (own[row] >= sizes[table]) {
+                throw py::index_error("embedding: id " + std::to_string(own[row]) + " in a table of " +
+                                      std::to_string(sizes[table]) + " rows");
+            }
+        }
+    }
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        Embedding<T> a{rows, columns, static_cast<int>(tables.size()), {}, at<const int64_t>(ids), at<T>(out)};
+        for (size_t i = 0; i < tables.size(); ++i) a.table[i] = at<const T>(tables[i]);
+        embedding(a, threads);
+    });
+}
+
+void call_embedding_gradients(const std::vector<uintptr_t>& into, uintptr_t ids, uintptr_t gradient, int64_t rows,
+                              int64_t columns, int format, int threads) {
+    check(rows, columns, threads);
+    check_tables(into.size());
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        EmbeddingGradients<T> a{rows, columns, static_cast<int>(into.size()), {}, at<const int64_t>(ids),
+                                at<const T>(gradient)};
+        for (size_t i = 0; i < into.size(); ++i) a.into[i] = at<float>(into[i]);
+        embedding_gradients(a, threads);
+    });
+}
+
+void call_add_norm(uintptr_t block, uintptr_t bias, uintptr_t residual, uintptr_t weight, uintptr_t shift,
+                   uintptr_t sum, uintptr_t normalized, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t columns,
+                   double epsilon, uintptr_t keys, uint64_t site_key, double probability, int format, int threads) {
+    check(rows, columns, threads);
+    const DropoutSite kept = site(keys, site_key, probability);
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        const AddNorm<T> a{rows,
+                           columns,
+                           at<const T>(block),
+                           at<const T>(bias),
+                           at<const T>(residual),
+                           at<const T>(weight),
+                           at<const T>(shift),
+                           static_cast<float>(epsilon),
+                           kept,
+                           at<T>(sum),
+                           at<T>(normalized),
+                           at<float>(mean),
+                           at<float>(rstd)};
+        py::gil_scoped_release release;
+        add_norm(a, threads);
+    });
+}
+
+void call_add_norm_gradients(uintptr_t of_sum, uintptr_t of_normalized, uintptr_t sum, uintptr_t weight, uintptr_t mean,
+                             uintptr_t rstd, uintptr_t of_residual, uintptr_t of_block, uintptr_t of_bias,
+                             uintptr_t of_weight, uintptr_t of_shift, int64_t rows, int64_t columns, uintptr_t keys,
+                             uint64_t site_key, double probability, int format, int threads) {
+    check(rows, columns, threads);
+    const DropoutSite kept = site(keys, site_key, probability);
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        const AddNormGradients<T> a{rows,
+                                    columns,
+                                    at<const T>(of_sum),
+                                    at<const T>(of_normalized),
+                                    at<const T>(sum),
+                                    at<const T>(weight),
+                                    at<const float>(mean),
+                                    at<const float>(rstd),
+                                    kept,
+                                    at<T>(of_residual),
+                                    at<T>(of_block)};
+        py::gil_scoped_release release;
+        add_norm_gradients(a, ColumnSums{at<float>(of_bias), at<float>(of_weight), at<float>(of_shift)}, threads);
+    });
+}
+
+void call_bias_activation(uintptr_t x, uintptr_t bias, uintptr_t y, int64_t rows, int64_t columns, int kind, int format,
+                          int threads) {
+    check(rows, columns, threads);
+    const Activation function = activation(kind);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        bias_activation(BiasActivation<T>{rows, columns, at<const T>(x), at<const T>(bias), at<T>(y)}, function,
+                        threads);
+    });
+}
+
+void call_bias_activation_gradients(uintptr_t of_y, uintptr_t x, uintptr_t bias, uintptr_t of_x, uintptr_t of_bias,
+                                    int64_t rows, int64_t columns, int kind, int format, int threads) {
+    check(rows, columns, threads);
+    const Activation function = activation(kind);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        const BiasActivationGradients<T> a{rows,           columns,           at<const T>(of_y),
+                                           at<const T>(x), at<const T>(bias), at<T>(of_x)};
+        bias_activation_gradients(a, function, at<float>(of_bias), threads);
+    });
+}
+
+void check_columns(int64_t valid, int64_t columns) {
+    if (valid < 0 || valid > columns) throw py::value_error("cross_entropy: more columns than a row has");
+}
+
+void call_cross_entropy(uintptr_t logits, uintptr_t bias, uintptr_t labels, uintptr_t largest, uintptr_t total,
+                        uintptr_t target, int64_t rows, int64_t columns, int64_t valid, int64_t start, int format,
+                        int threads) {
+    check(rows, columns, threads);
+    check_columns(valid, columns);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        const CrossEntropy<T> a{rows, columns, valid, start, at<T>(logits), at<const T>(bias), at<const int64_t>(labels)};
+        cross_entropy(a, RowStatistics{at<float>(largest), at<float>(total), at<float>(target)}, threads);
+    });
+}
+
+void call_cross_entropy_gradients(uintptr_t logits, uintptr_t bias, uintptr_t labels, uintptr_t normalizer,
+                                  uintptr_t factor, uintptr_t of_bias, int64_t rows, int64_t columns, int64_t valid,
+                                  int64_t start, int format, int threads) {
+    check(rows, columns, threads);
+    check_columns(valid, columns);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        const CrossEntropy<T> a{rows, columns, valid, start, at<T>(logits), at<const T>(bias), at<const int64_t>(labels)};
+        cross_entropy_gradients(a, at<const float>(normalizer), at<const float>(factor), at<float>(of_bias), threads);
+    });
+}
+
+void call_adamw(uintptr_t weights, uintptr_t gradients, uintptr_t first, uintptr_t second, uintptr_t copy,
+                int64_t count, double factor, double learning_rate, double decay, double beta1, double beta2,
+                double epsilon, int64_t step, int threads) {
+    check(count, 1, threads);
+    if (step < 1) throw py::value_error("adamw: steps count from 1");
+    AdamW a;
+    a.count = count;
+    a.weights = at<float>(weights);
+    a.gradients = at<const float>(gradients);
+    a.first = at<float>(first);
+    a.second = at<float>(second);
+    a.copy = at<BFloat16>(copy);
+    a.factor = static_cast<float>(factor);
+    a.learning_rate = static_cast<float>(learning_rate);
+    a.decay = static_cast<float>(decay);
+    a.beta1 = static_cast<float>(beta1);
+    a.beta2 = static_cast<float>(beta2);
+    a.epsilon = static_cast<float>(epsilon);
+    a.correction1 = static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step)));
+    a.correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));
+    py::gil_scoped_release release;
+    adamw(a, threads);
+}
+
+double call_sum_of_squares(uintptr_t x, int64_t count, int threads) {
+    check(count, 1, threads);
+    py::gil_scoped_release release;
+    return sum_of_squares(at<const float>(x), count, threads);
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+    m.def("dropout", &call_dropout, py::arg("x"), py::arg("y"), py::arg("rows"), py::arg("columns"), py::arg("keys"),
+          py::arg("site_key"), py::arg("probability"), py::arg("dtype_code"), py::arg("threads"),
+          "Counter-hash dropout over row-major [rows, columns]; y may be x; keys: one of 64 bits a row.");
+    m.def("embedding", &call_embedding, py::arg("tables"), py::arg("sizes"), py::arg("ids"), py::arg("out"),
+          py::arg("rows"), py::arg("columns"), py::arg("dtype_code"), py::arg("threads"),
+          "Sums of rows of 1 to 4 tables; ids: int64 [tables, rows], below zero for a row of zeros.");
+    m.def("embedding_gradients", &call_embedding_gradients, py::arg("into"), py::arg("ids"), py::arg("gradient"),
+          py::arg("rows"), py::arg("columns"), py::arg("dtype_code"), py::arg("threads"),
+          "Rows of a gradient added to those rows of 1 to 4 fp32 arrays.");
+    m.def("add_norm", &call_add_norm, py::arg("block"), py::arg("bias"), py::arg("residual"), py::arg("weight"),
+          py::arg("shift"), py::arg("sum"), py::arg("normalized"), py::arg("mean"), py::arg("rstd"), py::arg("rows"),
+          py::arg("columns"), py::arg("epsilon"), py::arg("keys"), py::arg("site_key"), py::arg("probability"),
+          py::arg("dtype_code"), py::arg("threads"),
+          "sum = residual + dropout(block + bias), normalized = LayerNorm(sum); without a block or without a LayerNorm.");
+    m.def("add_norm_gradients", &call_add_norm_gradients, py::arg("of_sum"), py::arg("of_normalized"), py::arg("sum"),
+          py::arg("weight"), py::arg("mean"), py::arg("rstd"), py::arg("of_residual"), py::arg("of_block"),
+          py::arg("of_bias"), py::arg("of_weight"), py::arg("of_shift"), py::arg("rows"), py::arg("columns"),
+          py::arg("keys"), py::arg("site_key"), py::arg("probability"), py::arg("dtype_code"), py::arg("threads"),
+          "Gradients of add_norm; those of bias, weight and shift are added to fp32 arrays.");
+    m.def("bias_activation", &call_bias_activation, py::arg("x"), py::arg("bias"), py::arg("y"), py::arg("rows"),
+          py::arg("columns"), py::arg("activation_code"), py::arg("dtype_code"), py::arg("threads"),
+          "y = activation(x + bias).");
+    m.def("bias_activation_gradients", &call_bias_activation_gradients, py::arg("of_y"), py::arg("x"), py::arg("bias"),
+          py::arg("of_x"), py::arg("of_bias"), py::arg("rows"), py::arg("columns"), py::arg("activation_code"),
+          py::arg("dtype_code"), py::arg("threads"),
+          "Gradients of bias_activation; that of the bias is added to an fp32 array.");
+    m.def("cross_entropy", &call_cross_entropy, py::arg("logits"), py::arg("bias"), py::arg("labels"),
+          py::arg("largest"), py::arg("total"), py::arg("target"), py::arg("rows"), py::arg("columns"),
+          py::arg("valid"), py::arg("start"), py::arg("dtype_code"), py::arg("threads"),
+          "Of each row of logits + bias: the largest, the sum of exponentials relative to it, the label's logit.");
+    m.def("cross_entropy_gradients", &call_cross_entropy_gradients, py::arg("logits"), py::arg("bias"),
+          py::arg("labels"), py::arg("normalizer"), py::arg("factor"), py::arg("of_bias"), py::arg("rows"),
+          py::arg("columns"), py::arg("valid"), py::arg("start"), py::arg("dtype_code"), py::arg("threads"),
+          "The gradient takes the place of the logits; that of the bias is added to an fp32 array.");
+    m.def("adamw", &call_adamw, py::arg("weights"), py::arg("gradients"), py::arg("first"), py::arg("second"),
+          py::arg("copy"), py::arg("count"), py::arg("factor"), py::arg("learning_rate"), py::arg("decay"),
+          py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"), py::arg("step"), py::arg("threads"),
+          "AdamW on flat fp32 arrays; gradients count times `factor`; copy: the weights in bf16.");
+    m.def("sum_of_squares", &call_sum_of_squares, py::arg("x"), py::arg("count"), py::arg("threads"),
+          "Sum of squares of an fp32 array, in fp64.");
+}
+
+}  // namespace megatron

@@ -1,0 +1,76 @@
+#include "cross_entropy.h"
+
+#include <algorithm>
+
+#include "../clones.h"
+#include "cpu.h"
+#include "launchers.h"
+
+namespace megatron {
+namespace {
+
+template <typename T>
+MEGATRON_HD void forward_rows(const CrossEntropy<T>& a, const RowStatistics& out, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) cross_entropy_row(SerialLanes(), a, row, out);
+}
+
+template <typename T>
+MEGATRON_HD void backward_rows(const CrossEntropy<T>& a, const float* normalizer, const float* factor, int64_t first,
+                               int64_t last, float* of_bias) {
+    for (int64_t row = first; row < last; ++row) {
+        cross_entropy_gradient_row(SerialLanes(), a, row, normalizer, factor, of_bias);
+    }
+}
+
+MEGATRON_CLONES void forward_part(const CrossEntropy<float>& a, const RowStatistics& out, int64_t first,
+                                  int64_t last) {
+    forward_rows(a, out, first, last);
+}
+
+MEGATRON_CLONES void forward_part(const CrossEntropy<BFloat16>& a, const RowStatistics& out, int64_t first,
+                                  int64_t last) {
+    forward_rows(a, out, first, last);
+}
+
+MEGATRON_CLONES void backward_part(const CrossEntropy<float>& a, const float* normalizer, const float* factor,
+                                   int64_t first, int64_t last, float* of_bias) {
+    backward_rows(a, normalizer, factor, first, last, of_bias);
+}
+
+MEGATRON_CLONES void backward_part(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
+                                   int64_t first, int64_t last, float* of_bias) {
+    backward_rows(a, normalizer, factor, first, last, of_bias);
+}
+
+template <typename T>
+void forward(const CrossEntropy<T>& a, const RowStatistics& out, int threads) {
+    over_parts(a.rows, threads, [&](int64_t first, int64_t last, int) { forward_part(a, out, first, last); });
+}
+
+template <typename T>
+void backward(const CrossEntropy<T>& a, const float* normalizer, const float* factor, float* of_bias, int threads) {
+    const int64_t n = a.valid;
+    float* kept = scratch(static_cast<size_t>(threads * n));
+    std::fill(kept, kept + threads * n, 0.0f);
+    over_parts(a.rows, threads, [&](int64_t first, int64_t last, int thread) {
+        backward_part(a, normalizer, factor, first, last, kept + thread * n);
+    });
+    add_parts(kept, threads, n, n, of_bias);
+}
+
+}  // namespace
+
+void cross_entropy(const CrossEntropy<float>& a, const RowStatistics& out, int threads) { forward(a, out, threads); }
+void cross_entropy(const CrossEntropy<BFloat16>& a, const RowStatistics& out, int threads) { forward(a, out, threads); }
+
+void cross_entropy_gradients(const CrossEntropy<float>& a, const float* normalizer, const float* factor, float* of_bias,
+                             int threads) {
+    backward(a, normalizer, factor, of_bias, threads);
+}
+
+void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
+                             float* of_bias, int threads) {
+    backward(a, normalizer, factor, of_bias, threads);
+}
+
+}  // namespace megatron

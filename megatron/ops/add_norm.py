@@ -1,0 +1,180 @@
+"""Residual + dropout(block + bias), LayerNorm, and both in one pass; statistics and sums in fp32.
+
+The fusion is that of Megatron-LM's bias-dropout-add and of DeepSpeed's transformer kernels. What is stored is the sum
+and two numbers a row; dropout's mask is computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron.native import _C
+from megatron.ops.dropout import dropout, signed, unsigned
+from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+from megatron.ops.main_grad import gradient_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A LayerNorm's parameters, [columns] each."""
+
+    weight: Tensor
+    shift: Tensor
+    epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Dropout of a block's output: keys, int64, one a row (None: no dropout), and the site's key."""
+
+    probability: float
+    keys: Tensor | None
+    site_key: int
+
+
+NO_DROPOUT = Kept(probability=0.0, keys=None, site_key=0)
+
+
+def _forward(
+    block: Tensor | None, bias: Tensor | None, residual: Tensor, weight: Tensor | None, shift: Tensor | None,
+    epsilon: float, keys: Tensor | None, site_key: int, probability: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    total, normalized, mean, rstd = _empty(block, bias, residual, weight)
+    columns = residual.shape[-1]
+    _C.add_norm(
+        address(block), address(bias), address(residual), address(weight), address(shift), address(total),
+        address(normalized), address(mean), address(rstd), residual.numel() // columns, columns, epsilon,
+        address(keys), unsigned(site_key), probability, DTYPE_CODES[residual.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return total, normalized, mean, rstd
+
+
+def _empty(
+    block: Tensor | None, bias: Tensor | None, residual: Tensor, weight: Tensor | None, *_: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of `_forward`; those that do not occur have no elements."""
+    rows = residual.numel() // residual.shape[-1]
+    nothing = residual.new_empty(0)
+    total = nothing if block is None else torch.empty_like(residual)
+    if weight is None:
+        return total, residual.new_empty(0), residual.new_empty(0), residual.new_empty(0)
+    statistics = residual.new_empty((2, rows), dtype=torch.float32)
+    return total, torch.empty_like(residual), statistics[0], statistics[1]
+
+
+def _backward(
+    of_total: Tensor | None, of_normalized: Tensor | None, total: Tensor | None, weight: Tensor | None,
+    mean: Tensor | None, rstd: Tensor | None, has_block: bool, of_bias: Tensor | None, of_weight: Tensor | None,
+    of_shift: Tensor | None, keys: Tensor | None, site_key: int, probability: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    of_residual, of_block = _empty_gradients(of_total, of_normalized, total, weight, mean, rstd, has_block)
+    given = of_total if of_normalized is None else of_normalized
+    assert given is not None
+    columns = given.shape[-1]
+    _C.add_norm_gradients(
+        address(of_total), address(of_normalized), address(total), address(weight), address(mean), address(rstd),
+        address(of_residual) if weight is not None else 0, address(of_block) if has_block else 0, address(of_bias),
+        address(of_weight), address(of_shift), given.numel() // columns, columns, address(keys), unsigned(site_key),
+        probability, DTYPE_CODES[given.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return of_residual, of_block
+
+
+def _empty_gradients(
+    of_total: Tensor | None, of_normalized: Tensor | None, total: Tensor | None, weight: Tensor | None,
+    mean: Tensor | None, rstd: Tensor | None, has_block: bool, *_: object,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    given = of_total if of_normalized is None else of_normalized
+    assert given is not None
+    of_residual = given.new_empty(0) if weight is None else torch.empty_like(given)
+    return of_residual, torch.empty_like(given) if has_block else given.new_empty(0)
+
+
+define(
+    "add_norm(Tensor? block, Tensor? bias, Tensor residual, Tensor? weight, Tensor? shift, float epsilon, "
+    "Tensor? keys, SymInt site_key, float probability) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _empty,
+)
+define(
+    "add_norm_gradients(Tensor? of_total, Tensor? of_normalized, Tensor? total, Tensor? weight, Tensor? mean, "
+    "Tensor? rstd, bool has_block, Tensor(a!)? of_bias, Tensor(b!)? of_weight, Tensor(c!)? of_shift, Tensor? keys, "
+    "SymInt site_key, float probability) -> (Tensor, Tensor)",
+    _backward,
+    _empty_gradients,
+)
+
+
+class _AddNorm(torch.autograd.Function):
+    """Gives (sum, normalized): without a block the sum is empty, without a LayerNorm the normalized."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, block: Tensor | None, bias: Tensor | None, residual: Tensor, weight: Tensor | None,
+        shift: Tensor | None, epsilon: float, kept: Kept, held: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        block, residual = None if block is None else block.contiguous(), residual.contiguous()
+        total, normalized, mean, rstd = torch.ops.megatron.add_norm(
+            block, bias, residual, weight, shift, epsilon, kept.keys, signed(kept.site_key), kept.probability
+        )
+        if weight is not None:
+            ctx.save_for_backward(residual if block is None else total, weight, mean, rstd, kept.keys)
+        else:
+            ctx.save_for_backward(None, None, None, None, kept.keys)
+        # Not among the saved tensors: recomputation would give back copies that are no parameters.
+        ctx.arguments = (block is not None, kept, held)
+        ctx.set_materialize_grads(False)
+        return total, normalized
+
+    @staticmethod
+    def backward(ctx: Any, of_total: Tensor | None, of_normalized: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, mean, rstd, keys = ctx.saved_tensors
+        has_block, kept, held = ctx.arguments
+        of_total = None if of_total is None or not has_block else of_total.contiguous()
+        if weight is not None and of_normalized is None:  # nothing but the sum was used
+            assert of_total is not None
+            of_normalized = torch.zeros_like(of_total)
+        of_normalized = None if weight is None or of_normalized is None else of_normalized.contiguous()
+        memory = [(None, None) if parameter is None else gradient_memory(parameter) for parameter in held]
+        of_residual, of_block = torch.ops.megatron.add_norm_gradients(
+            of_total, of_normalized, total, weight, mean, rstd, has_block, *(into for into, _ in memory),
+            keys, signed(kept.site_key), kept.probability,
+        )  # fmt: skip
+        of_bias, of_weight, of_shift = (given for _, given in memory)
+        return (
+            of_block if has_block else None, of_bias, of_total if weight is None else of_residual, of_weight, of_shift,
+            None, None, None,
+        )  # fmt: skip
+
+
+def layernorm(x: Tensor, norm: Norm) -> Tensor:
+    """Layer normalisation over the last dimension (arXiv 1607.06450): [..., columns] -> [..., columns]."""
+    if not is_compiled(x):
+        return F.layer_norm(x, norm.weight.shape, norm.weight, norm.shift, norm.epsilon)
+    held = (None, norm.weight, norm.shift)
+    return _AddNorm.apply(None, None, x, norm.weight, norm.shift, norm.epsilon, NO_DROPOUT, held)[1]
+
+
+def add(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept) -> Tensor:
+    """residual + dropout(block + bias): [..., columns] each, bias [columns]."""
+    if not is_compiled(block):
+        return residual + dropout(block + bias, kept.probability, kept.keys, kept.site_key)
+    return _AddNorm.apply(block, bias, residual, None, None, 0.0, _active(kept), (bias, None, None))[0]
+
+
+def add_norm(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The sum residual + dropout(block + bias), and its LayerNorm: [..., columns] each, bias [columns]."""
+    if not is_compiled(block):
+        total = add(block, bias, residual, kept)
+        return total, layernorm(total, norm)
+    held = (bias, norm.weight, norm.shift)
+    return _AddNorm.apply(block, bias, residual, norm.weight, norm.shift, norm.epsilon, _active(kept), held)
+
+
+def _active(kept: Kept) -> Kept:
+    return NO_DROPOUT if kept.keys is None or kept.probability == 0.0 else kept

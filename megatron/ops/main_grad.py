@@ -1,0 +1,59 @@
+"""Where the gradient of a parameter is added up: in fp32 memory of its own (Megatron-LM's `main_grad`), or by autograd.
+
+The owner of the gradients gives a parameter two attributes: `main_grad`, fp32 of its shape, and `arrived`, to be called
+when its gradient of a backward is complete, where autograd cannot see that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def main_grad_of(parameter: Tensor) -> Tensor | None:
+    """The parameter's memory for its gradient, if its owner gave it one."""
+    return getattr(parameter, "main_grad", None)
+
+
+def gradient_memory(parameter: Tensor) -> tuple[Tensor, Tensor | None]:
+    """fp32 memory to add a gradient to, of the parameter's shape; and what autograd is to be given for it."""
+    main_grad = main_grad_of(parameter)
+    if main_grad is not None:
+        return main_grad, None
+    fresh = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    return fresh, fresh
+
+
+def add_product(parameter: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
+    """Add the gradient rows^T columns of a weight [outputs, inputs]; what autograd is to be given for it.
+
+    rows: [n, outputs]; columns: [n, inputs]. In fp32 the product adds to what is there as it is computed.
+    """
+    main_grad = main_grad_of(parameter)
+    if main_grad is None:
+        return rows.t() @ columns
+    if rows.dtype == main_grad.dtype:
+        main_grad.addmm_(rows.t(), columns)
+    else:
+        main_grad.add_(rows.t() @ columns)
+    return None
+
+
+def add_sum(parameter: Tensor, rows: Tensor) -> Tensor | None:
+    """Add the gradient of a bias [outputs], the sum of rows [n, outputs], in fp32; what autograd is to be given."""
+    total = rows.sum(0, dtype=torch.float32)
+    main_grad = main_grad_of(parameter)
+    if main_grad is None:
+        return total
+    main_grad.add_(total)
+    return None
+
+
+def put_gradient(parameter: torch.nn.Parameter, gradient: Tensor | None) -> None:
+    """End the gradient of a parameter outside of autograd: `gradient` is what its functions above returned."""
+    if gradient is None:
+        parameter.arrived()  # type: ignore[attr-defined]
+    elif parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad.add_(gradient)
