@@ -44,8 +44,8 @@ def extension() -> Pybind11Extension:
     """`megatron._C` from every source in csrc/."""
     return Pybind11Extension(
         "megatron._C",
-        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
-        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h")),
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
         cxx_std=17,
         extra_compile_args=["-O3", "-Wall", "-Wextra"],
     )

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "bind_attention.h"
 #include "bind_samples.h"
 #include "bind_text.h"
 #include "dropout.h"
@@ -63,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
           "Counter-hash dropout over row-major [rows, cols] at raw addresses (dtype_code 0 fp32, 1 bf16; y may be x): "
           "keep ? x / (1 - p) : 0 with one 64-bit key a row.");
     bind_samples(m);
+    bind_attention(m);
 
     py::class_<SharedGroup>(m, "SharedGroup",
                             "Collective operations between processes of one host through shared memory, at addresses. "
