@@ -17,6 +17,10 @@ struct FloatProduct {
         std::memcpy(&bits, &value, sizeof bits);
         return bits;
     }
+    static void row(const float* x, int64_t size, Word* out) { std::memcpy(out, x, static_cast<size_t>(size) * 4); }
+    static void row(const uint16_t* x, int64_t size, Word* out) {
+        for (int64_t i = 0; i < size; ++i) out[i] = word(x + i, x + i);
+    }
 };
 
 #ifdef MEGATRON_BFLOAT16_PAIRS
@@ -28,6 +32,10 @@ struct PairProduct {
     }
     static Word word(const uint16_t* x, const uint16_t* next) {
         return static_cast<uint32_t>(*x) | static_cast<uint32_t>(*next) << 16;
+    }
+    static void row(const uint16_t* x, int64_t size, Word* out) {
+        out[(size - 1) / 2] = 0;
+        std::memcpy(out, x, static_cast<size_t>(size) * 2);
     }
 };
 #endif
@@ -41,14 +49,8 @@ constexpr int64_t words_of(int64_t size) {
 // [rows, size] elements to [round_up(rows, kTileRows), words_of(size)], filled up with 0.
 template <class Product, typename Element>
 void pack_rows(const Element* x, int64_t stride, int64_t rows, int64_t size, Word* out) {
-    const Element zero = 0;
-    const int64_t words = words_of<Product>(size), whole = size / Product::kPair;
-    for (int64_t r = 0; r < rows; ++r, x += stride, out += words) {
-        for (int64_t w = 0; w < whole; ++w) {
-            out[w] = Product::word(x + w * Product::kPair, x + (w + 1) * Product::kPair - 1);
-        }
-        if (whole < words) out[whole] = Product::word(x + size - 1, &zero);
-    }
+    const int64_t words = words_of<Product>(size);
+    for (int64_t r = 0; r < rows; ++r, x += stride, out += words) Product::row(x, size, out);
     std::memset(out, 0, static_cast<size_t>((round_up(rows, kTileRows) - rows) * words) * 4);
 }
 

@@ -15,16 +15,27 @@ inline Words load(const Word* p) { return *reinterpret_cast<const Words*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 inline void store(Word* p, Words x) { *reinterpret_cast<Words*>(p) = x; }
 
+// Halves onto each other until one element is left.
 inline float sum(Vec x) {
-    float total = 0.0f;
-    for (int64_t i = 0; i < kLanes; ++i) total += x[i];
-    return total;
+    alignas(MEGATRON_VECTOR_BYTES) float lanes[kLanes];
+    store(lanes, x);
+#pragma GCC unroll 4
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
 }
 
 inline float maximum(Vec x) {
-    float largest = x[0];
-    for (int64_t i = 1; i < kLanes; ++i) largest = x[i] > largest ? x[i] : largest;
-    return largest;
+    alignas(MEGATRON_VECTOR_BYTES) float lanes[kLanes];
+    store(lanes, x);
+#pragma GCC unroll 4
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    }
+    return lanes[0];
 }
 
 // exp(x) for x <= 0 within 1 ulp of the true value (2^k times a polynomial on [-ln 2 / 2, ln 2 / 2], Cephes'

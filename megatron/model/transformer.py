@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = ColumnParallelLinear(h, 3 * h, context, std=config.init_method_std)
         self.dense = RowParallelLinear(h, h, context, std=output_std(config))
 
-    def forward(self, x: Tensor, lengths: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         qkv = self.query_key_value(x)
         qkv = qkv.view(*qkv.shape[:2], self.heads, 3, self.head_size)
         core = partial(
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
             keys=None if keys is None else keys.attention,
             site_key=self.site,
         )
-        return self.dense(recomputed(core, qkv, lengths) if self.recompute else core(qkv, lengths))
+        return self.dense(recomputed(core, qkv, padding) if self.recompute else core(qkv, padding))
 
 
 class MLP(nn.Module):
@@ -109,14 +109,14 @@ class TransformerLayer(nn.Module):
         self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
         self.mlp = MLP(config, context)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         hidden_keys = None if keys is None else keys.hidden
         if self.norm_first:
-            block = self.attention(self.attention_layernorm(x), lengths, keys)
+            block = self.attention(self.attention_layernorm(x), padding, keys)
             x = x + dropout(block, self.probability, hidden_keys, self.attention_site)
             block = self.mlp(self.mlp_layernorm(x))
             return x + dropout(block, self.probability, hidden_keys, self.mlp_site)
-        block = self.attention(x, lengths, keys)
+        block = self.attention(x, padding, keys)
         x = self.attention_layernorm(x + dropout(block, self.probability, hidden_keys, self.attention_site))
         block = self.mlp(x)
         return self.mlp_layernorm(x + dropout(block, self.probability, hidden_keys, self.mlp_site))
@@ -142,18 +142,18 @@ class Encoder(nn.Module):
             partial_sums = context.sequence_parallel
             self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
 
-    def forward(self, x: Tensor, lengths: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         frozen = [number for number in self.layers if int(number) < self.frozen_layers]
         for number in frozen:
-            x = frozen_output(self.layers[number](x, lengths, keys))
+            x = frozen_output(self.layers[number](x, padding, keys))
         for numbers, again in self.recompute.stretches(list(self.layers)[len(frozen) :]):
             if again:
-                x = recomputed(self._through, numbers, x, lengths, keys)
+                x = recomputed(self._through, numbers, x, padding, keys)
             else:
-                x = self._through(numbers, x, lengths, keys)
+                x = self._through(numbers, x, padding, keys)
         return x if self.final_layernorm is None else self.final_layernorm(x)
 
-    def _through(self, numbers: list[str], x: Tensor, lengths: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def _through(self, numbers: list[str], x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         for number in numbers:
-            x = self.layers[number](x, lengths, keys)
+            x = self.layers[number](x, padding, keys)
         return x

@@ -20,24 +20,25 @@ def padded_lengths(lengths: Tensor, sequence: int) -> Tensor | None:
     return lengths if bool((lengths < sequence).any()) else None
 
 
-def attention(qkv: Tensor, lengths: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int) -> Tensor:
+def attention(qkv: Tensor, padding: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int) -> Tensor:
     """Scaled dot-product attention with dropout on the probabilities.
 
-    qkv: [s, b, heads, 3, head_size]. lengths: of `padded_lengths`; padding is not attended, and what it gives itself
-    is of no use (0 from the compiled kernel). keys: int64 [b * heads * s] or None (no dropout). Returns
-    [s, b, heads * head_size].
+    qkv: [s, b, heads, 3, head_size]. padding: None; or `padded_lengths`; or bool [b, s], true for padding, in any order
+    (by torch's own operations). Padding is not attended, and what it gives itself is of no use (0 from the compiled
+    kernel). keys: int64 [b * heads * s] or None (no dropout). Returns [s, b, heads * head_size].
     """
-    if qkv.device.type == "cpu" and qkv.dtype in _DTYPE_CODES:
-        return _Attention.apply(qkv, lengths, keys, site_key, probability)
-    return attention_reference(qkv, lengths, probability=probability, keys=keys, site_key=site_key)
+    compiled = qkv.device.type == "cpu" and qkv.dtype in _DTYPE_CODES
+    if compiled and (padding is None or padding.dim() == 1):
+        return _Attention.apply(qkv, padding, keys, site_key, probability)
+    return attention_reference(qkv, padding, probability=probability, keys=keys, site_key=site_key)
 
 
 def attention_reference(
-    qkv: Tensor, lengths: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int
+    qkv: Tensor, padding: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int
 ) -> Tensor:
     """`attention` of torch's own operations, for any device and dtype."""
     s, b, heads, _, size = qkv.shape
-    bias = None if lengths is None else padding_bias(lengths, s, qkv.dtype)
+    bias = None if padding is None else padding_bias(padding, s, qkv.dtype)
     if keys is None or probability == 0.0:
         q, k, v = qkv.permute(3, 1, 2, 0, 4).unbind(0)  # [b, heads, s, head_size]
         mask = None if bias is None else bias[:, None]
@@ -53,11 +54,14 @@ def attention_reference(
     return torch.bmm(probabilities, v).transpose(0, 1).reshape(s, b, heads * size)
 
 
-def padding_bias(lengths: Tensor, sequence: int, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores: [b, 1, s], 0 for tokens and the most negative number for padding."""
-    padding = torch.arange(sequence, device=lengths.device) >= lengths[:, None]
-    bias = torch.zeros(padding.shape, dtype=dtype, device=lengths.device)
-    return bias.masked_fill_(padding, torch.finfo(dtype).min)[:, None]
+def padding_bias(padding: Tensor, sequence: int, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores: [b, 1, s], 0 for tokens and the most negative number for padding.
+
+    padding: as in `attention`.
+    """
+    if padding.dim() == 1:
+        padding = torch.arange(sequence, device=padding.device) >= padding[:, None]
+    return (padding.to(dtype) * torch.finfo(dtype).min)[:, None]
 
 
 class _Attention(torch.autograd.Function):

@@ -160,6 +160,15 @@ def test_other_dtypes_take_the_reference() -> None:
     torch.testing.assert_close(context, definition(qkv, lengths, 0.1, keys))
 
 
+def test_padding_in_any_order() -> None:
+    """What a bool mask hides is as if it were not there."""
+    qkv = torch.randn(9, 2, 2, 3, 8)
+    tokens = torch.tensor([True, True, False, True, False, True, True, False, True])
+    context = attention(qkv, (~tokens).repeat(2, 1), probability=0.0, keys=None, site_key=0)
+    only = attention(qkv[tokens], None, probability=0.0, keys=None, site_key=0)
+    torch.testing.assert_close(context[tokens], only)
+
+
 def test_no_lengths_without_padding() -> None:
     assert padded_lengths(torch.tensor([4, 4]), 4) is None
     assert padded_lengths(torch.tensor([4, 3]), 4) is not None
