@@ -9,8 +9,8 @@
 
 namespace megatron {
 
-// What both directions read. qkv: contiguous [sequence, batch, heads, 3, size] of `dtype`; lengths: [batch] or null, the
-// tokens of each sample: those beyond attend to nothing and are not attended; keys: [batch * heads * sequence] or null
+// What both directions read. qkv: contiguous [sequence, batch, heads, 3, size] of `dtype`; lengths: [batch] or null,
+// the tokens of each sample: those beyond attend to nothing and are not attended; keys: [batch * heads * sequence] or null
 // (no dropout), masks as `dropout` gives for probabilities [batch * heads * sequence, sequence].
 struct AttentionInputs {
     const void* qkv;
