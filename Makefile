@@ -21,7 +21,7 @@ install: .venv/installed
 	touch $@
 
 # The build tools are installed first and used without isolation, so that they too are the pinned ones.
-.venv/installed: .venv/torch-installed setup.py constraints.txt $(wildcard csrc/* csrc/kernels/*)
+.venv/installed: .venv/torch-installed setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(BIN)/python -m pip install --quiet setuptools wheel pybind11 --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
 	  --editable '.[dev,quickstart,tensorboard]'

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "bind_attention.h"
 #include "bind_kernels.h"
 #include "bind_samples.h"
 #include "bind_text.h"
@@ -48,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
     bind_kernels(m);
     bind_samples(m);
+    bind_attention(m);
 
     py::class_<SharedGroup>(m, "SharedGroup",
                             "Collective operations between processes of one host through shared memory, at addresses. "

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 openmp: bool
+attention_targets: list[str]
 
 EncodedTexts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], dict[str, int]]
 
@@ -243,6 +244,37 @@ def adamw(
     threads: int,
 ) -> None: ...
 def sum_of_squares(x: int, count: int, threads: int) -> float: ...
+def attention_forward(
+    qkv_ptr: int,
+    context_ptr: int,
+    dtype_code: int,
+    sequence: int,
+    batch: int,
+    heads: int,
+    size: int,
+    lengths_ptr: int,
+    keys_ptr: int,
+    site_key: int,
+    probability: float,
+    target: str,
+    threads: int,
+) -> None: ...
+def attention_backward(
+    qkv_ptr: int,
+    context_gradient_ptr: int,
+    qkv_gradient_ptr: int,
+    dtype_code: int,
+    sequence: int,
+    batch: int,
+    heads: int,
+    size: int,
+    lengths_ptr: int,
+    keys_ptr: int,
+    site_key: int,
+    probability: float,
+    target: str,
+    threads: int,
+) -> None: ...
 def permute(n: int, key: int, places: NDArray[np.int64]) -> NDArray[np.int64]: ...
 def sample_index(
     *,

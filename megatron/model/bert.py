@@ -27,7 +27,7 @@ from megatron.mpu.layers import (
 from megatron.mpu.random import DropoutKeys, local_rows, site_key
 from megatron.mpu.regions import gather_from_sequence_region, reduce_from_tensor_region
 from megatron.mpu.sharding import shard_of
-from megatron.ops.attention import padding_bias
+from megatron.ops.attention import padded_lengths
 from megatron.ops.bias_activation import bias_activation
 from megatron.ops.dropout import dropout
 from megatron.ops.embedding import embedding_sum
@@ -162,7 +162,7 @@ class BertEncoder(nn.Module):
             if self.part.frozen_layers is not None:
                 x = frozen_output(x)
         assert x is not None
-        x = self.encoder(x, padding_bias(lengths, tokens.shape[1], x.dtype), keys)
+        x = self.encoder(x, padded_lengths(lengths, tokens.shape[1]), keys)
         if self.part.has_heads and self.context.sequence_parallel:
             x = gather_from_sequence_region(x, self.context.tensor)
         return x

@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = ColumnParallelLinear(h, 3 * h, context, std=config.init_method_std)
         self.dense = RowParallelLinear(h, h, context, std=output_std(config))
 
-    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         qkv = self.query_key_value(x)
         qkv = qkv.view(*qkv.shape[:2], self.heads, 3, self.head_size)
         core = partial(
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
             keys=None if keys is None else keys.attention,
             site_key=self.site,
         )
-        return self.dense.product(recomputed(core, qkv, bias) if self.recompute else core(qkv, bias))
+        return self.dense.product(recomputed(core, qkv, padding) if self.recompute else core(qkv, padding))
 
 
 class MLP(nn.Module):
@@ -102,16 +102,16 @@ class TransformerLayer(nn.Module):
         self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
         self.mlp = MLP(config, context)
 
-    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         hidden_keys = None if keys is None else keys.hidden
         after_attention = Kept(probability=self.probability, keys=hidden_keys, site_key=self.attention_site)
         after_mlp = Kept(probability=self.probability, keys=hidden_keys, site_key=self.mlp_site)
         attention_bias, mlp_bias = self.attention.dense.bias, self.mlp.dense_4h_to_h.bias
         if self.norm_first:
-            block = self.attention(self.attention_layernorm(x), bias, keys)
+            block = self.attention(self.attention_layernorm(x), padding, keys)
             x, normalized = add_norm(block, attention_bias, x, after_attention, self.mlp_layernorm.norm)
             return add(self.mlp(normalized), mlp_bias, x, after_mlp)
-        block = self.attention(x, bias, keys)
+        block = self.attention(x, padding, keys)
         _, x = add_norm(block, attention_bias, x, after_attention, self.attention_layernorm.norm)
         _, x = add_norm(self.mlp(x), mlp_bias, x, after_mlp, self.mlp_layernorm.norm)
         return x
@@ -137,18 +137,18 @@ class Encoder(nn.Module):
             partial_sums = context.sequence_parallel
             self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
 
-    def forward(self, x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         frozen = [number for number in self.layers if int(number) < self.frozen_layers]
         for number in frozen:
-            x = frozen_output(self.layers[number](x, bias, keys))
+            x = frozen_output(self.layers[number](x, padding, keys))
         for numbers, again in self.recompute.stretches(list(self.layers)[len(frozen) :]):
             if again:
-                x = recomputed(self._through, numbers, x, bias, keys)
+                x = recomputed(self._through, numbers, x, padding, keys)
             else:
-                x = self._through(numbers, x, bias, keys)
+                x = self._through(numbers, x, padding, keys)
         return x if self.final_layernorm is None else self.final_layernorm(x)
 
-    def _through(self, numbers: list[str], x: Tensor, bias: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def _through(self, numbers: list[str], x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
         for number in numbers:
-            x = self.layers[number](x, bias, keys)
+            x = self.layers[number](x, padding, keys)
         return x

@@ -75,8 +75,7 @@ class OnnxModel(nn.Module):
         model = self.model
         assert model.embeddings is not None
         x = model.embeddings(tokens, types, None)
-        bias = (1 - mask).to(x.dtype) * torch.finfo(x.dtype).min
-        x = model.encoder(x, bias[:, None], None)  # [s, b, h]
+        x = model.encoder(x, mask == 0, None)  # [s, b, h]
         if isinstance(model, BertForPreTraining):
             if self.ending == "Model":
                 return (x.transpose(0, 1),)
