@@ -24,6 +24,83 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def step(found: dict[str, Any]) -> Iterator[str]:
+    """Results of step.py."""
+    yield f"{_processor(found)}.\n\n"
+    times, speeds = [], []
+    for name, shape in found["shapes"].items():
+        rows = shape["variants"]
+        for fmt in shape["ceiling_seconds"]:
+            own = rows[f"ours, {fmt}"]["seconds"]["median"]
+            for variant in (variant for variant in rows if fmt in variant):
+                row = rows[variant]
+                low, median, high = (1e3 * row["seconds"][key] for key in ("quarter", "median", "three_quarters"))
+                times.append(
+                    [
+                        f"{name}: {variant}",
+                        f"{median:,.0f} [{low:,.0f}..{high:,.0f}]",
+                        f"{row['tokens_a_second']:,.0f}",
+                        f"{row['seconds']['median'] / own:.2f}x",
+                        f"{row['minor_page_faults']:,.0f}",
+                    ]
+                )
+            least = sum(shape["ceiling_seconds"][fmt].values())
+            speeds.append(
+                [
+                    f"{name}, {fmt}",
+                    f"{shape['gigaflop']:.1f}",
+                    f"{shape['gigaflop'] / own:,.0f}",
+                    f"{1e3 * least:,.0f}",
+                    f"{least / own:.0%}",
+                    f"{max(_differences(shape['losses'], fmt)):.0e}",
+                ]
+            )
+    yield table(["", "ms a step [quartiles]", "tokens/s", "ours against it", "minor page faults a step"], times)
+    yield "\n"
+    header = ["ours", "model GFLOP", "GFLOP/s", "products alone, ms", "of their speed", "largest difference of a loss"]
+    yield table(header, speeds)
+    name, shape = next(iter(found["shapes"].items()))
+    groups = shape["groups_ms"]
+    yield f"\nWhere the time of our step goes ({name}, under the profiler), ms:\n\n"
+    names = dict.fromkeys(group for fmt in groups for group in groups[fmt])
+    yield table(["", *groups], [[group, *(f"{groups[fmt].get(group, 0):.1f}" for fmt in groups)] for group in names])
+
+
+def _differences(losses: dict[str, list[float]], fmt: str) -> list[float]:
+    """Relative differences of our losses to those of the peer in fp32."""
+    pairs = zip(losses[f"ours, {fmt}"], losses["peer, fp32"], strict=True)
+    return [abs(ours - theirs) / theirs for ours, theirs in pairs]
+
+
+def memory(found: dict[str, Any]) -> Iterator[str]:
+    """Results of memory.py."""
+    shape, variants = found["shape"], found["variants"]
+    yield f"{_processor(found)}; {shape['samples']} x {shape['sequence']} tokens.\n\n"
+    rows = []
+    for name, row in variants.items():
+        own = variants["ours, bf16" if "bf16" in name else "ours, fp32"]
+        mark = " (extrapolated)" if row["extrapolated"] else ""
+        share = f"{own['of_the_step'] / row['of_the_step']:.2f}"
+        rows.append([name + mark, f"{row['peak'] / 1e9:.2f}", f"{row['of_the_step'] / 1e9:.2f}", share])
+    yield table(["", "peak of the process, GB", "of the step, GB", "ours of it"], rows)
+    accounts = {name: row for name, row in variants.items() if row["account"]}
+    yield "\nWhat that of ours is, GB:\n\n"
+    kinds = {
+        "weights": "weights",
+        "masters": "fp32 masters",
+        "gradients": "gradients",
+        "moments": "moments of Adam",
+        "activations, layers": f"kept for the backward by {shape['layers']} layers",
+        "activations, embeddings and heads": "kept by embeddings, heads and losses",
+        "largest temporary": "largest temporary of the backward",
+    }
+    sizes = {text: [row["account"][kind] for row in accounts.values()] for kind, text in kinds.items()}
+    rest = [row["of_the_step"] - sum(row["account"][kind] for kind in kinds) for row in accounts.values()]
+    sizes["other temporaries and the allocator"] = rest
+    lines = [[text, *(f"{size / 1e9:.3f}" for size in row)] for text, row in sizes.items()]
+    yield table(["", *accounts], lines)
+
+
 def parallel(found: dict[str, Any]) -> Iterator[str]:
     """Results of parallel.py."""
     yield f"{found['machine']}.\n\n"
@@ -132,11 +209,19 @@ def sample_index(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _processor(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['processor']}, {machine['threads']} threads; {versions}"
+
+
 def _cores(found: dict[str, Any]) -> str:
     return f"{found['machine']['cores']} cores, {found['machine']['machine']}"
 
 
 SECTIONS = {
+    "step": step,
+    "memory": memory,
     "parallel": parallel,
     "collectives": collectives,
     "checkpoint": checkpoint,
@@ -148,10 +233,13 @@ SECTIONS = {
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables made anew; a section without a results file stays as it is."""
 
     def section(match: re.Match[str]) -> str:
-        found = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{match[2]}.json"
+        if not path.is_file():
+            return match[0]
+        found = json.loads(path.read_text(encoding="utf-8"))
         return match[1] + "".join(SECTIONS[match[2]](found)) + match[3]
 
     return MARKED.sub(section, page)
