@@ -15,6 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+FIGURE = PAGE.with_name("figures") / "quality.svg"
 MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -99,6 +100,46 @@ def memory(found: dict[str, Any]) -> Iterator[str]:
     sizes["other temporaries and the allocator"] = rest
     lines = [[text, *(f"{size / 1e9:.3f}" for size in row)] for text, row in sizes.items()]
     yield table(["", *accounts], lines)
+
+
+def lengths(found: dict[str, Any]) -> Iterator[str]:
+    """Results of lengths.py."""
+    yield f"{_processor(found)}; {found['texts']:,} texts of {found['mean_length']:.1f} tokens.\n\n"
+    rows = []
+    for way, padded in found["padded_over_real_tokens"].items():
+        epochs = [result["seconds_of_an_epoch"][way] for result in found["formats"].values()]
+        rows.append(
+            [
+                way,
+                f"{padded:.2f}",
+                *(f"{e['median']:.1f} [{e['quarter']:.1f}..{e['three_quarters']:.1f}]" for e in epochs),
+                f"{found['learnt'][way]['accuracy']:.2%}",
+                f"{found['learnt'][way]['loss']:.3f}",
+            ]
+        )
+    times = [f"{name}: s an epoch [quartiles]" for name in found["formats"]]
+    yield table(["", "padded / real tokens", *times, "dev accuracy", "dev loss"], rows)
+    ratios = ", ".join(f"{result['ratio']:.2f}x in {name}" for name, result in found["formats"].items())
+    worst = found["relative_differences"]
+    yield f"\nFaster by {ratios}. The same batches with and without padding differ by {worst['loss']:.0e} "
+    yield f"in the loss and {worst['gradient_norm']:.0e} in the norm of the gradient.\n"
+
+
+def quality(found: dict[str, Any]) -> Iterator[str]:
+    """Results of quality.py."""
+    yield f"{_processor(found)}; {found['steps']} steps.\n\n"
+    names = dict.fromkeys(run["name"] for run in found["runs"])
+    rows = []
+    for name in names:
+        ends = [run["points"][-1][2] for run in found["runs"] if run["name"] == name]
+        own = found["seconds"][f"ours, {'bf16' if 'bf16' in name else 'fp32'}"]
+        seconds = found["seconds"][name]
+        rows.append([name, ", ".join(f"{end:.3f}" for end in ends), f"{seconds:,.0f}", f"{seconds / own:.2f}x"])
+    yield table(["", "MLM loss in the end, by seed", "s", "ours against it"], rows)
+    for name, agreement in found["agreement"].items():
+        yield f"\nOver the last quarter of the {name} runs, the means of both sides are {agreement['gap']:.3f} apart, "
+        yield f"the two seeds of one side up to {agreement['noise']:.3f}.\n"
+    yield f"\n![MLM loss over steps and over seconds](figures/{FIGURE.name})\n"
 
 
 def parallel(found: dict[str, Any]) -> Iterator[str]:
@@ -222,6 +263,8 @@ def _cores(found: dict[str, Any]) -> str:
 SECTIONS = {
     "step": step,
     "memory": memory,
+    "lengths": lengths,
+    "quality": quality,
     "parallel": parallel,
     "collectives": collectives,
     "checkpoint": checkpoint,
@@ -246,4 +289,8 @@ def rendered(page: str) -> str:
 
 
 if __name__ == "__main__":
+    if (RESULTS / "quality.json").is_file():
+        from curves import draw  # matplotlib is for this alone
+
+        draw(json.loads((RESULTS / "quality.json").read_text(encoding="utf-8")), FIGURE)
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
