@@ -121,17 +121,19 @@ def runners(config: PretrainConfig, split: Split, evaluated: Sequence[Batch], to
 
 
 def check_start(running: Sequence[Runner]) -> None:
-    """Whether the runs of a seed begin with the same loss: their models are the same."""
-    losses = {runner.name: runner.points[0][2] for runner in running}
-    for runner in running:
-        tolerance = 2e-3 if "bf16" in runner.name else 1e-5
-        expected = next(r.points[0][2] for r in running if r.seed == runner.seed and r.name.startswith("Hugging"))
-        if not abs(runner.points[0][2] - expected) <= tolerance * expected:
-            raise SystemExit(f"the models are not the same: the losses before the first step are {losses}")
+    """Whether the two of each pair begin with the same loss: their models are the same."""
+    for theirs, ours in zip(running[::2], running[1::2], strict=True):
+        tolerance = 2e-3 if _bf16(ours) else 1e-5
+        found, expected = ours.points[0][2], theirs.points[0][2]
+        if not abs(found - expected) <= tolerance * expected:
+            raise SystemExit(
+                f"the models are not the same: before the first step the loss of {ours.name} is {found:.7f}, that of "
+                f"{theirs.name} {expected:.7f}"
+            )
 
 
 def race(running: Sequence[Runner], steps: int, interval: int) -> None:
-    """Train all runs in turn, `interval` steps at a time."""
+    """Train all runs, in pairs of the peer and ours, in turn, `interval` steps at a time."""
     for runner in running:
         runner.points.append((0, 0.0, runner.evaluate()))
     check_start(running)
