@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="medians are over them; two at least")
     parser.add_argument("--formats", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--learnt-batches", type=int, default=100, help="of an epoch of the task that is learnt")
-    parser.add_argument("--epochs", type=int, default=2, help="of the task that is learnt")
+    parser.add_argument("--epochs", type=int, default=4, help="of the task that is learnt")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
