@@ -2,6 +2,7 @@
 # make quickstart   text -> vocabulary -> pre-training -> Hugging Face -> fine-tuning, in minutes on a CPU
 # make test         all CPU tests but the slow ones; make test-all runs those too
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
+# make bench        the training step against transformers: speed and memory; half an hour on two idle cores
 # make lint types imports   what CI checks besides; make format mends what can be mended
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install quickstart test test-all sanitize lint format types imports clean
+.PHONY: install quickstart test test-all sanitize bench lint format types imports clean
 
 install: .venv/installed
 
@@ -51,6 +52,11 @@ sanitize: install
 	  $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$(PRELOADED)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH=. OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/data
+
+bench: install
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/render.py
 
 lint: install
 	$(BIN)/ruff check .

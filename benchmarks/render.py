@@ -15,6 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+FIGURE = PAGE.with_name("figures") / "quality.svg"
 MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -22,6 +23,123 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def step(found: dict[str, Any]) -> Iterator[str]:
+    """Results of step.py."""
+    yield f"{_processor(found)}.\n\n"
+    times, speeds = [], []
+    for name, shape in found["shapes"].items():
+        rows = shape["variants"]
+        for fmt in shape["ceiling_seconds"]:
+            own = rows[f"ours, {fmt}"]["seconds"]["median"]
+            for variant in (variant for variant in rows if fmt in variant):
+                row = rows[variant]
+                low, median, high = (1e3 * row["seconds"][key] for key in ("quarter", "median", "three_quarters"))
+                times.append(
+                    [
+                        f"{name}: {variant}",
+                        f"{median:,.0f} [{low:,.0f}..{high:,.0f}]",
+                        f"{row['tokens_a_second']:,.0f}",
+                        f"{row['seconds']['median'] / own:.2f}x",
+                        f"{row['minor_page_faults']:,.0f}",
+                    ]
+                )
+            least = sum(shape["ceiling_seconds"][fmt].values())
+            speeds.append(
+                [
+                    f"{name}, {fmt}",
+                    f"{shape['gigaflop']:.1f}",
+                    f"{shape['gigaflop'] / own:,.0f}",
+                    f"{1e3 * least:,.0f}",
+                    f"{least / own:.0%}",
+                    f"{max(_differences(shape['losses'], fmt)):.0e}",
+                ]
+            )
+    yield table(["", "ms a step [quartiles]", "tokens/s", "ours against it", "minor page faults a step"], times)
+    yield "\n"
+    header = ["ours", "model GFLOP", "GFLOP/s", "products alone, ms", "of their speed", "largest difference of a loss"]
+    yield table(header, speeds)
+    name, shape = next(iter(found["shapes"].items()))
+    groups = shape["groups_ms"]
+    yield f"\nWhere the time of our step goes ({name}, under the profiler), ms:\n\n"
+    names = dict.fromkeys(group for fmt in groups for group in groups[fmt])
+    yield table(["", *groups], [[group, *(f"{groups[fmt].get(group, 0):.1f}" for fmt in groups)] for group in names])
+
+
+def _differences(losses: dict[str, list[float]], fmt: str) -> list[float]:
+    """Relative differences of our losses to those of the peer in fp32."""
+    pairs = zip(losses[f"ours, {fmt}"], losses["peer, fp32"], strict=True)
+    return [abs(ours - theirs) / theirs for ours, theirs in pairs]
+
+
+def memory(found: dict[str, Any]) -> Iterator[str]:
+    """Results of memory.py."""
+    shape, variants = found["shape"], found["variants"]
+    yield f"{_processor(found)}; {shape['samples']} x {shape['sequence']} tokens.\n\n"
+    rows = []
+    for name, row in variants.items():
+        own = variants["ours, bf16" if "bf16" in name else "ours, fp32"]
+        mark = " (extrapolated)" if row["extrapolated"] else ""
+        share = f"{own['of_the_step'] / row['of_the_step']:.2f}"
+        rows.append([name + mark, f"{row['peak'] / 1e9:.2f}", f"{row['of_the_step'] / 1e9:.2f}", share])
+    yield table(["", "peak of the process, GB", "of the step, GB", "ours of it"], rows)
+    accounts = {name: row for name, row in variants.items() if row["account"]}
+    yield "\nWhat that of ours is, GB:\n\n"
+    kinds = {
+        "weights": "weights",
+        "masters": "fp32 masters",
+        "gradients": "gradients",
+        "moments": "moments of Adam",
+        "activations, layers": f"kept for the backward by {shape['layers']} layers",
+        "activations, embeddings and heads": "kept by embeddings, heads and losses",
+        "largest temporary": "largest temporary of the backward",
+    }
+    sizes = {text: [row["account"][kind] for row in accounts.values()] for kind, text in kinds.items()}
+    rest = [row["of_the_step"] - sum(row["account"][kind] for kind in kinds) for row in accounts.values()]
+    sizes["other temporaries and the allocator"] = rest
+    lines = [[text, *(f"{size / 1e9:.3f}" for size in row)] for text, row in sizes.items()]
+    yield table(["", *accounts], lines)
+
+
+def lengths(found: dict[str, Any]) -> Iterator[str]:
+    """Results of lengths.py."""
+    yield f"{_processor(found)}; {found['texts']:,} texts of {found['mean_length']:.1f} tokens.\n\n"
+    rows = []
+    for way, padded in found["padded_over_real_tokens"].items():
+        epochs = [result["seconds_of_an_epoch"][way] for result in found["formats"].values()]
+        rows.append(
+            [
+                way,
+                f"{padded:.2f}",
+                *(f"{e['median']:.1f} [{e['quarter']:.1f}..{e['three_quarters']:.1f}]" for e in epochs),
+                f"{found['learnt'][way]['accuracy']:.2%}",
+                f"{found['learnt'][way]['loss']:.3f}",
+            ]
+        )
+    times = [f"{name}: s an epoch [quartiles]" for name in found["formats"]]
+    yield table(["", "padded / real tokens", *times, "dev accuracy", "dev loss"], rows)
+    ratios = ", ".join(f"{result['ratio']:.2f}x in {name}" for name, result in found["formats"].items())
+    worst = found["relative_differences"]
+    yield f"\nFaster by {ratios}. The same batches with and without padding differ by {worst['loss']:.0e} "
+    yield f"in the loss and {worst['gradient_norm']:.0e} in the norm of the gradient.\n"
+
+
+def quality(found: dict[str, Any]) -> Iterator[str]:
+    """Results of quality.py."""
+    yield f"{_processor(found)}; {found['steps']} steps.\n\n"
+    names = dict.fromkeys(run["name"] for run in found["runs"])
+    rows = []
+    for name in names:
+        ends = [run["points"][-1][2] for run in found["runs"] if run["name"] == name]
+        own = found["seconds"][f"ours, {'bf16' if 'bf16' in name else 'fp32'}"]
+        seconds = found["seconds"][name]
+        rows.append([name, ", ".join(f"{end:.3f}" for end in ends), f"{seconds:,.0f}", f"{seconds / own:.2f}x"])
+    yield table(["", "MLM loss in the end, by seed", "s", "ours against it"], rows)
+    for name, agreement in found["agreement"].items():
+        yield f"\nOver the last quarter of the {name} runs, the means of both sides are {agreement['gap']:.3f} apart, "
+        yield f"the two seeds of one side up to {agreement['noise']:.3f}.\n"
+    yield f"\n![MLM loss over steps and over seconds](figures/{FIGURE.name})\n"
 
 
 def parallel(found: dict[str, Any]) -> Iterator[str]:
@@ -132,11 +250,21 @@ def sample_index(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _processor(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['processor']}, {machine['threads']} threads; {versions}"
+
+
 def _cores(found: dict[str, Any]) -> str:
     return f"{found['machine']['cores']} cores, {found['machine']['machine']}"
 
 
 SECTIONS = {
+    "step": step,
+    "memory": memory,
+    "lengths": lengths,
+    "quality": quality,
     "parallel": parallel,
     "collectives": collectives,
     "checkpoint": checkpoint,
@@ -148,14 +276,21 @@ SECTIONS = {
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables made anew; a section without a results file stays as it is."""
 
     def section(match: re.Match[str]) -> str:
-        found = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{match[2]}.json"
+        if not path.is_file():
+            return match[0]
+        found = json.loads(path.read_text(encoding="utf-8"))
         return match[1] + "".join(SECTIONS[match[2]](found)) + match[3]
 
     return MARKED.sub(section, page)
 
 
 if __name__ == "__main__":
+    if (RESULTS / "quality.json").is_file():
+        from curves import draw  # matplotlib is for this alone
+
+        draw(json.loads((RESULTS / "quality.json").read_text(encoding="utf-8")), FIGURE)
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
