@@ -54,8 +54,9 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> FinetuneConfig:
 def records(config: FinetuneConfig, folder: Path, split: str = "train") -> list[dict[str, Any]]:
     """Run into a folder; the records without what depends on the clock."""
     finetune(changed(config, "source", output_dir=str(folder)), SINGLE)
-    timed = ("samples_per_second", "tokens_per_second", "step_seconds")
-    return [{k: v for k, v in r.items() if k not in timed} for r in metrics(folder) if r["split"] == split]
+    timed = "samples_per_second tokens_per_second model_tflops_per_second mfu peak_memory_bytes step_seconds"
+    timed += " loader_wait_seconds"
+    return [{k: v for k, v in r.items() if k not in timed.split()} for r in metrics(folder) if r["split"] == split]
 
 
 def losses(config: FinetuneConfig, folder: Path) -> list[float]:
