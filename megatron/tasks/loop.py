@@ -15,6 +15,7 @@ from megatron.checkpoint.store import CONFIG, TRAIN_STATE, Pruning
 from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.mpu.random import DropoutKeys, dropout_keys
+from megatron.mpu.spans import LOADER, OPTIMIZER, span
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.optimizer.schedule import Schedule
 from megatron.planning.flops import encoder_flops, masked_head_flops, pooled_head_flops, token_head_flops
@@ -31,6 +32,7 @@ from megatron.tasks.tuning.layerwise import rate_factors
 from megatron.tasks.tuning.objective import Objective
 from megatron.tasks.window import Window, new_sums, new_window, stacked, train_line, train_record
 from megatron.training.model import new_optimizer
+from megatron.training.profiling import StepProfiler
 from megatron.training.throughput import find_peak
 
 BEST, LAST = "best", "last"
@@ -82,11 +84,14 @@ def train(run: Run, objective: Objective, train_set: Encoded, dev_set: Inputs) -
     consumed = skipped = skipped_in_a_row = worse_in_a_row = 0
     peak = find_peak(run.config.precision.dtype, context)
     run.recorder.say(peak.describe())
+    profiler = StepProfiler(run.config.logging, context, run.recorder.say)
     window, started = new_window(context), time.perf_counter()
     for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
         rate = schedule.learning_rate(consumed)
         consumed += len(rows)
-        outcome = train_step(run, objective, optimizer, train_set, rows, epoch, rate, window)
+        with profiler.step(step):
+            outcome = train_step(run, objective, optimizer, train_set, rows, epoch, rate, window)
+        window.started, started = window.started + profiler.pause, started + profiler.pause
         skipped += outcome.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
         if skipped_in_a_row == MAX_SKIPPED_STEPS:
@@ -113,6 +118,7 @@ def train(run: Run, objective: Objective, train_set: Encoded, dev_set: Inputs) -
                 run.recorder.say(f"stopped early: no better {main_score(last)} since step {best['step']}")
                 break
     seconds = time.perf_counter() - started
+    profiler.finish()
     _load_best(run, optimizer, best["step"])
     return Trained(best=best, last=last, steps=step, planned_steps=steps, samples=consumed, seconds=seconds)
 
@@ -145,9 +151,10 @@ def train_step(
     size = tuning.micro_batch_size or max(len(own), 1)
     multiple = run.model.width_multiple
     began = time.perf_counter()
-    batches = [
-        objective.batch(train_set, own[start : start + size], multiple=multiple) for start in range(0, len(own), size)
-    ]
+    with span(LOADER):
+        batches = [
+            objective.batch(train_set, own[at : at + size], multiple=multiple) for at in range(0, len(own), size)
+        ]
     window.loader += time.perf_counter() - began
     counts, totals = objective.counts(train_set, rows), new_sums(context)
 
@@ -169,7 +176,8 @@ def train_step(
         with adversarial_words(optimizer, tuning.fgm, context):
             optimizer.next_pass(len(batches))
             model.train(run.model, batches, loss, keys)
-    outcome = optimizer.step(rate)
+    with span(OPTIMIZER):
+        outcome = optimizer.step(rate)
     window.steps += 1
     window.tokens += int(train_set.lengths_of(rows).sum())
     window.flops += _flops(run, objective, train_set, rows)

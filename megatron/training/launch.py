@@ -23,6 +23,7 @@ from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.changes import check_changes
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.model import build, new_optimizer
+from megatron.training.profiling import check_profile
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
 from megatron.training.saving import Saver
@@ -53,6 +54,7 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
     with _phase("folders", context):
         if config.logging.pipeline_trace is not None:
             check_writable(Path(config.logging.pipeline_trace), context, flag="--pipeline-trace")
+        check_profile(config.logging, context)
         origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
         splits = open_data(config, tokenizer)

@@ -13,12 +13,14 @@ from megatron.data.batches import Batch, Split, step_batches
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import write_trace
+from megatron.mpu.spans import LOADER, span
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.planning.flops import pretraining_flops
 from megatron.training.evaluation import evaluate
 from megatron.training.health import SpikeWatch, check_replicas, spread
 from megatron.training.model import Pretraining
+from megatron.training.profiling import StepProfiler
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.saving import Saver
 from megatron.training.signals import StopFlag
@@ -82,18 +84,21 @@ def train(run: Run, progress: Progress, peak: Peak) -> None:
     schedule, total = schedule_of(config), total_samples(config)
     saved = progress.step
     spikes, activity, window = SpikeWatch(threshold=options.spike_threshold), context.world.activity, Window()
-    stopping = False
+    profiler, stopping = StepProfiler(config.logging, context, run.recorder.say), False
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
-            began = time.perf_counter() - activity.waited
-            batch = next(batches)
-            window.loader += time.perf_counter() - activity.waited - began
             rate = schedule.learning_rate(progress.consumed_samples)
-            progress.step += 1
-            context.doing(f"step {progress.step}")
-            progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-            step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
-            window.work += time.perf_counter() - activity.waited - began
+            with profiler.step(progress.step + 1):
+                began = time.perf_counter() - activity.waited
+                with span(LOADER):
+                    batch = next(batches)
+                window.loader += time.perf_counter() - activity.waited - began
+                progress.step += 1
+                context.doing(f"step {progress.step}")
+                progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
+                step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+                window.work += time.perf_counter() - activity.waited - began
+            window.start += profiler.pause
             window.add(run.model.config, step.totals)
             _count(progress, step.totals, step.outcome.skipped)
             _look_for_spikes(run, progress, spikes, step)
@@ -124,6 +129,7 @@ def train(run: Run, progress: Progress, peak: Peak) -> None:
                 run.stop.save = False
                 saved = progress.step
                 window.start += time.perf_counter() - paused
+    profiler.finish()
     if stopping and progress.consumed_samples < total:
         where = f"saved step {saved}" if config.checkpoint.save else "not saved: no --save FOLDER"
         run.recorder.say(f"stopped at step {progress.step} of the run as asked; {where}")

@@ -17,6 +17,7 @@ from megatron.model import LossSums
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import Timed
 from megatron.mpu.random import dropout_keys
+from megatron.mpu.spans import OPTIMIZER, span
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.training.model import Pretraining, boundary, call
 
@@ -97,7 +98,10 @@ def train_step(
 
     optimizer.begin_step(len(batches))
     trace = run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
-    return Step(totals=reduced(sums, counts, context), outcome=optimizer.step(learning_rate), trace=trace)
+    totals = reduced(sums, counts, context)
+    with span(OPTIMIZER):
+        outcome = optimizer.step(learning_rate)
+    return Step(totals=totals, outcome=outcome, trace=trace)
 
 
 def evaluation_sums(run: Pretraining, batches: Sequence[Batch]) -> Tensor:
