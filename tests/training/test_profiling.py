@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.commands import ROOT, finish, run
+from tests.commands import ROOT, finish
 from tests.ranks import run_script
 from tests.training.corpus import arguments, command, records
+from tests.training.run import train
 
 GROUPS = (
     "matrix products", "attention", "fused operations", "other operations", "optimizer", "communication", "loader",
@@ -110,8 +111,7 @@ def test_options_that_do_not_fit_are_named(corpus: Path) -> None:
     assert f"--profile {corpus / 'file'} cannot be written" in message(profile=corpus / "file")
 
 
-def test_a_run_that_ends_before_the_window_says_so(corpus: Path) -> None:
-    result = run("pretrain_bert.py", *arguments(corpus, train_iters=2, profile=corpus / "profile"))
-    assert result.returncode == 0, result.stderr
-    assert "profile: this run has done none of the steps 10 to 12; nothing is written" in result.stdout
+def test_a_run_that_ends_before_the_window_says_so(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(corpus, train_iters=2, profile=corpus / "profile")
+    assert "profile: this run has done none of the steps 10 to 12; nothing is written" in capsys.readouterr().out
     assert not list((corpus / "profile").iterdir())
