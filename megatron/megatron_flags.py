@@ -125,4 +125,5 @@ ADVICE: dict[str, str] = {
     "timing-log-level": _LATER,
     "timing-log-option": _LATER,
     "log-throughput": "throughput is in every record; leave it out",
+    "use-pytorch-profiler": "--profile FOLDER is PyTorch's profiler; leave it out",
 }

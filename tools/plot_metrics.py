@@ -20,6 +20,8 @@ PANELS = {
     "sop_loss": "sentence order loss (nats)",
     "mlm_accuracy": "masked LM accuracy",
     "sop_accuracy": "sentence order accuracy",
+    "tokens_per_second": "tokens a second",
+    "mfu": "model FLOPs utilization",
 }
 
 

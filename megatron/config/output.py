@@ -65,3 +65,28 @@ class LoggingConfig:
     """Weights & Biases name of the run."""
     pipeline_trace: str | None = None
     """Folder for the executed schedule of the last recorded step (tools/show_schedule.py draws it)."""
+    profile: str | None = None
+    """Folder for a trace of PyTorch's profiler and a table of where the time of some steps goes."""
+    profile_step_start: int = 10
+    """First profiled step."""
+    profile_step_end: int = 12
+    """Last profiled step."""
+    profile_ranks: tuple[int, ...] = (0,)
+    """Profiled ranks."""
+
+    def problems(self) -> list[str]:
+        """Violations of the rules of the records, as messages."""
+        found = []
+        if self.log_interval < 1:
+            found.append("--log-interval must be at least 1")
+        if not 1 <= self.profile_step_start <= self.profile_step_end:
+            found.append(
+                f"--profile-step-start {self.profile_step_start} must be at least 1 and not above --profile-step-end "
+                f"{self.profile_step_end}"
+            )
+        if self.profile is None:
+            defaults = LoggingConfig()
+            for name in ("profile_step_start", "profile_step_end", "profile_ranks"):
+                if getattr(self, name) != getattr(defaults, name):
+                    found.append(f"--{name.replace('_', '-')} needs --profile FOLDER")
+        return found

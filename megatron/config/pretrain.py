@@ -102,9 +102,9 @@ class PretrainConfig:
         for name in ("finetune", "no_load_optim", "ckpt_step"):
             if getattr(self.checkpoint, name) not in (None, False) and self.checkpoint.load is None:
                 found.append(f"--{name.replace('_', '-')} needs --load FOLDER")
-        if self.logging.log_interval < 1:
-            found.append("--log-interval must be at least 1")
-        return found + self.dry_run.problems()
+        if self.training.skip_train and self.logging.profile is not None:
+            found.append("--profile is for steps of training, so it excludes --skip-train")
+        return found + self.logging.problems() + self.dry_run.problems()
 
     @property
     def sentence_objective(self) -> Literal["sop", "nsp", "none"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron.errors import JobError
 from megatron.mpu import shared_memory
 from megatron.mpu.pulse import Operation
+from megatron.mpu.spans import COMMUNICATION, span
 from megatron.native import _C
 
 Reduction = Literal["sum", "max", "min"]
@@ -234,7 +235,8 @@ class Group:
                 activity.teams[self.name] = awaited[0]
         activity.operation = Operation(name, self.name, awaited, number, True, time.monotonic())
         try:
-            yield
+            with span(COMMUNICATION, f"{name}, {self.name} group"):
+                yield
         except RuntimeError as error:
             raise JobError(activity.explain(f"{activity.operation} failed: {_first_line(error)}")) from error
         ended = time.monotonic()

@@ -106,10 +106,10 @@ def _gradients(case: Case, rank: int, traffic: Traffic) -> None:
 
 
 def _sums(case: Case, traffic: Traffic) -> None:
-    """Counts (3 numbers), losses and hits (4) and the norm (1) of a step, fp64."""
+    """Counts (4 numbers), losses and hits (4) and the norm (1) of a step, fp64."""
     if case.layout.data > 1:
         norm = int(case.parallel.use_distributed_optimizer)
-        _add(traffic, "data", "all-reduce", 2 + norm, 24 + 32 + 8 * norm)
+        _add(traffic, "data", "all-reduce", 2 + norm, 32 + 32 + 8 * norm)
     if case.layout.pipeline > 1:
         _add(traffic, "pipeline", "all-reduce", 2, 32 + 8)
     if case.tensor > 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from megatron.model.parts import ModelPart, Recompute
 from megatron.planning.case import Case
+from megatron.planning.flops import pretraining_flops
 from megatron.planning.profiles import Profile
 from megatron.planning.states import state_bytes
 
@@ -75,14 +76,15 @@ def peak_flops(case: Case, profile: Profile) -> float:
 
 
 def step_flops(case: Case) -> float:
-    """Floating-point operations of a step's products over all GPUs: an addition and a product are two."""
-    model, s = case.model, case.sequence
-    h, f = model.hidden_size, model.ffn_hidden_size
-    layers = model.num_layers * case.tokens * (24 * h * h + 12 * h * f + 12 * s * h)
-    heads = 6 * case.masked * h * (h + model.vocab_size)
-    if not model.bert_no_binary_head:
-        heads += 6 * case.samples * h * (h + 2)
-    return float((layers + heads) * case.micro_batches * case.layout.data)
+    """Model FLOPs of a step over all GPUs, with no padding in its samples."""
+    samples = case.samples * case.micro_batches * case.layout.data
+    return pretraining_flops(
+        case.model,
+        tokens=case.step_tokens,
+        squared_lengths=samples * case.sequence**2,
+        masked=case.masked * case.micro_batches * case.layout.data,
+        samples=samples,
+    )
 
 
 def estimate(case: Case, profile: Profile, *, overlapped: bool = True) -> Estimate:

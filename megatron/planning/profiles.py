@@ -55,3 +55,18 @@ PROFILES = MappingProxyType(
         ),
     }
 )  # fmt: skip
+
+_NAMES = MappingProxyType(
+    {
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100-SXM4-80GB": "a100-80",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "Tesla V100-SXM3-32GB": "v100-32",
+    }
+)
+
+
+def profile_of(device: str) -> Profile | None:
+    """The profile of a GPU as its driver calls it; None for others, also of the same chip, whose cards are slower."""
+    return PROFILES[_NAMES[device]] if device in _NAMES else None

@@ -229,9 +229,9 @@ class FinetuneConfig:
                     found.append(f"--{name.replace('_', '-')} is for --task classification, not {self.task.task}")
         if self.task.version_2_with_negative and self.task.task.lower() not in ("squad", "squad2"):
             found.append(f"--version-2-with-negative is for --task squad, not {self.task.task}")
-        if self.logging.log_interval < 1:
-            found.append("--log-interval must be at least 1")
-        raise_problems(found)
+        if untrained and self.logging.profile is not None:
+            found.append(f"--profile is for steps of training, so it excludes {untrained}")
+        raise_problems(found + self.logging.problems())
 
 
 def optimizer_config(tuning: TuningConfig, hyper: Hyperparameters) -> OptimizerConfig:

@@ -32,6 +32,7 @@ from megatron.tasks.run import Run
 from megatron.tasks.submission import json_text, submission_name
 from megatron.tasks.task import Hyperparameters, Task
 from megatron.tasks.tuning.objective import new_objective
+from megatron.training.profiling import check_profile
 from megatron.training.records import Recorder
 
 
@@ -47,6 +48,7 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
     with context.together():
         files = find_files(config.task, trained=not (config.source.eval_only or config.task.zero_shot))
     check_writable(output, context, flag="--output-dir")
+    check_profile(config.logging, context)
     converted = output / ".pretrained"
     try:
         pretrained = open_pretrained(Path(config.source.pretrained_checkpoint), converted, context)

@@ -15,8 +15,10 @@ from megatron.checkpoint.store import CONFIG, TRAIN_STATE, Pruning
 from megatron.config import to_dict
 from megatron.errors import UserError
 from megatron.mpu.random import DropoutKeys, dropout_keys
+from megatron.mpu.spans import LOADER, OPTIMIZER, span
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.optimizer.schedule import Schedule
+from megatron.planning.flops import encoder_flops, masked_head_flops, pooled_head_flops, token_head_flops
 from megatron.tasks import model
 from megatron.tasks.batching import training_batches
 from megatron.tasks.config import optimizer_config
@@ -30,6 +32,8 @@ from megatron.tasks.tuning.layerwise import rate_factors
 from megatron.tasks.tuning.objective import Objective
 from megatron.tasks.window import Window, new_sums, new_window, stacked, train_line, train_record
 from megatron.training.model import new_optimizer
+from megatron.training.profiling import StepProfiler
+from megatron.training.throughput import find_peak
 
 BEST, LAST = "best", "last"
 MAX_SKIPPED_STEPS = 50
@@ -78,18 +82,23 @@ def train(run: Run, objective: Objective, train_set: Encoded, dev_set: Inputs) -
     best: dict[str, Any] = {}
     last: dict[str, Any] = {}
     consumed = skipped = skipped_in_a_row = worse_in_a_row = 0
+    peak = find_peak(run.config.precision.dtype, context)
+    run.recorder.say(peak.describe())
+    profiler = StepProfiler(run.config.logging, context, run.recorder.say)
     window, started = new_window(context), time.perf_counter()
     for step, (epoch, rows) in enumerate(_batches(run, train_set), start=1):
         rate = schedule.learning_rate(consumed)
         consumed += len(rows)
-        outcome = train_step(run, objective, optimizer, train_set, rows, epoch, rate, window)
+        with profiler.step(step):
+            outcome = train_step(run, objective, optimizer, train_set, rows, epoch, rate, window)
+        window.started, started = window.started + profiler.pause, started + profiler.pause
         skipped += outcome.skipped
         skipped_in_a_row = skipped_in_a_row + 1 if outcome.skipped else 0
         if skipped_in_a_row == MAX_SKIPPED_STEPS:
             raise UserError(f"the gradient was not finite in {MAX_SKIPPED_STEPS} steps in a row; lower --lr")
         position = {"step": step, "epoch": consumed / examples, "consumed_samples": consumed}
         if step % run.config.logging.log_interval == 0 or step == steps:
-            record = train_record(position, window, context, r_drop=objective.r_drop)
+            record = train_record(position, window, context, peak, r_drop=objective.r_drop)
             record |= {"learning_rate": rate, "grad_norm": outcome.grad_norm, "skipped_steps": skipped}
             run.recorder.write(record, train_line(record, steps))
             window = new_window(context)
@@ -109,6 +118,7 @@ def train(run: Run, objective: Objective, train_set: Encoded, dev_set: Inputs) -
                 run.recorder.say(f"stopped early: no better {main_score(last)} since step {best['step']}")
                 break
     seconds = time.perf_counter() - started
+    profiler.finish()
     _load_best(run, optimizer, best["step"])
     return Trained(best=best, last=last, steps=step, planned_steps=steps, samples=consumed, seconds=seconds)
 
@@ -140,9 +150,12 @@ def train_step(
     own = rows[context.data.rank :: context.data.size]
     size = tuning.micro_batch_size or max(len(own), 1)
     multiple = run.model.width_multiple
-    batches = [
-        objective.batch(train_set, own[start : start + size], multiple=multiple) for start in range(0, len(own), size)
-    ]
+    began = time.perf_counter()
+    with span(LOADER):
+        batches = [
+            objective.batch(train_set, own[at : at + size], multiple=multiple) for at in range(0, len(own), size)
+        ]
+    window.loader += time.perf_counter() - began
     counts, totals = objective.counts(train_set, rows), new_sums(context)
 
     def loss(outputs: torch.Tensor, batch: TaskBatch) -> torch.Tensor:
@@ -163,12 +176,32 @@ def train_step(
         with adversarial_words(optimizer, tuning.fgm, context):
             optimizer.next_pass(len(batches))
             model.train(run.model, batches, loss, keys)
-    outcome = optimizer.step(rate)
+    with span(OPTIMIZER):
+        outcome = optimizer.step(rate)
     window.steps += 1
     window.tokens += int(train_set.lengths_of(rows).sum())
+    window.flops += _flops(run, objective, train_set, rows)
     if not outcome.skipped:
         window.add(sums, counts, len(rows))
     return outcome
+
+
+def _flops(run: Run, objective: Objective, train_set: Encoded, rows: np.ndarray) -> float:
+    """Model FLOPs of a step over a global batch, int64 [rows]; a second pass and R-Drop's copies are of the model."""
+    shape, kind, tuning = run.model.config, run.task.kind, run.config.tuning
+    lengths = train_set.lengths_of(rows)
+    tokens, inputs = int(lengths.sum()), len(lengths)
+    flops = encoder_flops(
+        shape, tokens=tokens, squared_lengths=int((lengths**2).sum()), frozen_layers=tuning.freeze_layers or 0
+    )
+    if kind.head == "masked":
+        assert train_set.masks is not None
+        flops += masked_head_flops(shape, inputs * train_set.masks.shape[1])
+    elif kind.head == "token":
+        flops += token_head_flops(shape, tokens, kind.num_outputs(run.task))
+    else:
+        flops += pooled_head_flops(shape, inputs, kind.num_outputs(run.task))
+    return flops * objective.copies * (2 if tuning.fgm else 1)
 
 
 def _save(run: Run, optimizer: Optimizer, scores: dict[str, Any], name: str, pruning: Pruning) -> None:

@@ -11,13 +11,15 @@ import torch
 from megatron.mpu.context import ParallelContext
 from megatron.tasks.tuning.objective import Counts, Sums
 from megatron.training.records import clock
+from megatron.training.throughput import Peak, throughput_line, throughput_of
 
 
 @dataclass
 class Window:
     """Sums over steps that were not skipped. sums: losses, divergences (nats) and hits, fp64 [3], of this rank's rows.
 
-    weight, labels: what they are divided by; tokens and steps: of all steps; started: `time.perf_counter()`.
+    weight, labels: what they are divided by; started: `time.perf_counter()`. Of all steps: tokens, without padding;
+    flops: model FLOPs; loader: seconds in which this rank has made batches.
     """
 
     sums: torch.Tensor
@@ -26,6 +28,8 @@ class Window:
     weight: float = 0.0
     labels: int = 0
     tokens: int = 0
+    flops: float = 0.0
+    loader: float = 0.0
     steps: int = 0
 
     def add(self, sums: torch.Tensor, counts: Counts, samples: int) -> None:
@@ -52,7 +56,7 @@ def stacked(sums: Sums) -> torch.Tensor:
 
 
 def train_record(
-    position: dict[str, Any], window: Window, context: ParallelContext, *, r_drop: float
+    position: dict[str, Any], window: Window, context: ParallelContext, peak: Peak, *, r_drop: float
 ) -> dict[str, Any]:
     """Means over the labels of all ranks in a window; the loss is all that was minimised. Collective."""
     loss, divergence, hits = context.pipeline.all_reduce_(context.data.all_reduce_(window.sums)).tolist()
@@ -65,8 +69,15 @@ def train_record(
         **({"divergence": divergence} if r_drop else {}),
         "accuracy": hits / labels,
         "samples_per_second": window.samples / seconds,
-        "tokens_per_second": window.tokens / seconds,
-        "step_seconds": seconds / window.steps,
+        **throughput_of(
+            seconds=seconds,
+            steps=window.steps,
+            tokens=window.tokens,
+            flops=window.flops,
+            loader_seconds=window.loader,
+            peak=peak,
+            context=context,
+        ),
     }
 
 
@@ -77,5 +88,5 @@ def train_line(record: dict[str, Any], steps: int) -> str:
     return (
         f"step {record['step']}/{steps} | epoch {record['epoch']:.2f} | loss {record['loss']:.4f} "
         f"({record['accuracy']:.1%}) | lr {record['learning_rate']:.3e} | norm {record['grad_norm']:.3f}{skipped} "
-        f"| {record['samples_per_second']:.0f} samples/s | ETA {clock(left)}"
+        f"| {record['samples_per_second']:.0f} samples/s | {throughput_line(record)} | ETA {clock(left)}"
     )

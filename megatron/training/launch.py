@@ -23,11 +23,13 @@ from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.changes import check_changes
 from megatron.training.loop import Run, evaluate_only, train
 from megatron.training.model import build, new_optimizer
+from megatron.training.profiling import check_profile
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
 from megatron.training.saving import Saver
 from megatron.training.signals import watch_signals
 from megatron.training.state import Progress, find_origin, load
+from megatron.training.throughput import find_peak
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -52,6 +54,7 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
     with _phase("folders", context):
         if config.logging.pipeline_trace is not None:
             check_writable(Path(config.logging.pipeline_trace), context, flag="--pipeline-trace")
+        check_profile(config.logging, context)
         origin = find_origin(config.checkpoint, context)
     with _phase("data", context), context.together():
         splits = open_data(config, tokenizer)
@@ -74,9 +77,10 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
             progress, lacking = load(origin, optimizer, context)
     with _phase("records", context):
         recorder = _open_records(config, context, progress)
+        peak = None if config.training.skip_train else find_peak(config.precision.dtype, context)
     saver = Saver(config, data, {name: path.read_bytes() for name, path in _vocabulary_files(config).items()}, context)
-    memory = memory_lines(config, context.world.size, context.rank)
-    for line in start_report(config, context, splits, model, origin, progress, lacking, memory):
+    device = memory_lines(config, context.world.size, context.rank) + ([] if peak is None else [peak.describe()])
+    for line in start_report(config, context, splits, model, origin, progress, lacking, device):
         recorder.say(line)
     for line in changes:
         recorder.say(f"start: {line}")
@@ -91,7 +95,10 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         saver=saver,
     )
     try:
-        (evaluate_only if config.training.skip_train else train)(run, progress)
+        if peak is None:
+            evaluate_only(run, progress)
+        else:
+            train(run, progress, peak)
     finally:
         saver.close()
     recorder.close()

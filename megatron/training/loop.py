@@ -8,21 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron.config import PretrainConfig
+from megatron.config import ModelConfig, PretrainConfig
 from megatron.data.batches import Batch, Split, step_batches
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import write_trace
+from megatron.mpu.spans import LOADER, span
 from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
+from megatron.planning.flops import pretraining_flops
 from megatron.training.evaluation import evaluate
 from megatron.training.health import SpikeWatch, check_replicas, spread
 from megatron.training.model import Pretraining
+from megatron.training.profiling import StepProfiler
 from megatron.training.records import Recorder, losses_line, losses_of, train_line
 from megatron.training.saving import Saver
 from megatron.training.signals import StopFlag
 from megatron.training.state import Progress
 from megatron.training.step import Step, Totals, train_step
+from megatron.training.throughput import Peak, throughput_of
 
 _MOST_SAMPLES = 8  # whose documents a message names
 
@@ -43,18 +47,36 @@ class Run:
 
 @dataclass
 class Window:
-    """The time since the last record, evaluations and saves left out, and seconds of it.
+    """What this process has done since the last record, and when that was, evaluations and saves left out.
 
-    loader: waiting for batches; work: all but waiting for other ranks.
+    loader: seconds of waiting for batches; work: of all but waiting for other ranks. tokens, flops: of the whole run,
+    without padding.
     """
 
     start: float = field(default_factory=time.perf_counter)
     loader: float = 0.0
     work: float = 0.0
+    steps: int = 0
+    tokens: float = 0.0
+    flops: float = 0.0
+
+    def add(self, model: ModelConfig, totals: Totals) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.tokens += totals.tokens
+        self.flops += pretraining_flops(
+            model,
+            tokens=totals.tokens,
+            squared_lengths=totals.squared_lengths,
+            masked=totals.masked,
+            samples=totals.samples,
+        )
 
 
-def train(run: Run, progress: Progress) -> None:
+def train(run: Run, progress: Progress, peak: Peak) -> None:
     """Train from `progress` to the end of the run, with evaluations, records and checkpoints on the way.
+
+    peak: of the devices, for the records.
 
     Raises `UserError` after --max-skipped-steps steps in a row that were not finite.
     """
@@ -62,18 +84,22 @@ def train(run: Run, progress: Progress) -> None:
     schedule, total = schedule_of(config), total_samples(config)
     saved = progress.step
     spikes, activity, window = SpikeWatch(threshold=options.spike_threshold), context.world.activity, Window()
-    stopping = False
+    profiler, stopping = StepProfiler(config.logging, context, run.recorder.say), False
     with _closing(_batches(run, progress)) as batches:
         while progress.consumed_samples < total and not stopping:
-            began = time.perf_counter() - activity.waited
-            batch = next(batches)
-            window.loader += time.perf_counter() - activity.waited - began
             rate = schedule.learning_rate(progress.consumed_samples)
-            progress.step += 1
-            context.doing(f"step {progress.step}")
-            progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-            step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
-            window.work += time.perf_counter() - activity.waited - began
+            with profiler.step(progress.step + 1):
+                began = time.perf_counter() - activity.waited
+                with span(LOADER):
+                    batch = next(batches)
+                window.loader += time.perf_counter() - activity.waited - began
+                progress.step += 1
+                context.doing(f"step {progress.step}")
+                progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
+                step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+                window.work += time.perf_counter() - activity.waited - began
+            window.start += profiler.pause
+            window.add(run.model.config, step.totals)
             _count(progress, step.totals, step.outcome.skipped)
             _look_for_spikes(run, progress, spikes, step)
             if options.check_replicas_interval and progress.step % options.check_replicas_interval == 0:
@@ -82,9 +108,9 @@ def train(run: Run, progress: Progress) -> None:
             _give_up_if_stuck(run, progress)
             last = progress.consumed_samples >= total
             if progress.step % config.logging.log_interval == 0 or last:
-                _record(run, progress, total, step.outcome.grad_norm, rate, window)
+                _record(run, progress, total, step.outcome.grad_norm, rate, window, peak)
                 _trace(run, step)
-                progress.window, progress.window_steps, window = Totals(), 0, Window()
+                progress.window, window = Totals(), Window()
             stopping, save_now, writing = context.world.any_of(
                 [run.stop.asked, run.stop.save, run.saver.busy], context.device
             )
@@ -103,6 +129,7 @@ def train(run: Run, progress: Progress) -> None:
                 run.stop.save = False
                 saved = progress.step
                 window.start += time.perf_counter() - paused
+    profiler.finish()
     if stopping and progress.consumed_samples < total:
         where = f"saved step {saved}" if config.checkpoint.save else "not saved: no --save FOLDER"
         run.recorder.say(f"stopped at step {progress.step} of the run as asked; {where}")
@@ -142,11 +169,10 @@ class _closing:
 
 
 def _count(progress: Progress, totals: Totals, skipped: bool) -> None:
-    """A skipped step counts its tokens and time, but its losses are not numbers to sum."""
+    """The losses of a skipped step are not numbers to sum."""
     progress.skipped_steps += skipped
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
-    progress.window = progress.window + (Totals(tokens=totals.tokens) if skipped else totals)
-    progress.window_steps += 1
+    progress.window = progress.window if skipped else progress.window + totals
 
 
 def _give_up_if_stuck(run: Run, progress: Progress) -> None:
@@ -183,9 +209,11 @@ def _samples_of_step(run: Run, progress: Progress) -> str:
     )
 
 
-def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, window: Window) -> None:
-    config, steps, seconds = run.config, progress.window_steps, time.perf_counter() - window.start
-    ranks = spread(window.work / steps, run.context)
+def _record(
+    run: Run, progress: Progress, total: int, norm: float, rate: float, window: Window, peak: Peak
+) -> None:
+    config, seconds = run.config, time.perf_counter() - window.start
+    ranks = spread(window.work / window.steps, run.context)
     batch = global_batch_size(config, progress.consumed_samples - 1)
     record: dict[str, Any] = {
         "split": "train",
@@ -197,9 +225,15 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
         "loss_scale": run.optimizer.loss_scale.scale,
         "skipped_steps": progress.skipped_steps,
         "global_batch_size": batch,
-        "tokens_per_second": progress.window.tokens / seconds,
-        "step_seconds": seconds / steps,
-        "loader_wait_seconds": window.loader / steps,
+        **throughput_of(
+            seconds=seconds,
+            steps=window.steps,
+            tokens=window.tokens,
+            flops=window.flops,
+            loader_seconds=window.loader,
+            peak=peak,
+            context=run.context,
+        ),
     }
     if ranks is not None:
         record |= {
@@ -209,7 +243,7 @@ def _record(run: Run, progress: Progress, total: int, norm: float, rate: float, 
         }
     left = (total - progress.consumed_samples) / config.training.global_batch_size
     end = progress.step + -(-(total - progress.consumed_samples) // config.training.global_batch_size)
-    run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * seconds / steps))
+    run.recorder.write(record, train_line(record, f"{progress.step}/{end}", left * record["step_seconds"]))
     warning = None if ranks is None else ranks.warning(run.context)
     if warning:
         run.recorder.say(warning)

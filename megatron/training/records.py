@@ -11,9 +11,12 @@ from typing import Any
 from megatron.config import LoggingConfig
 from megatron.errors import UserError
 from megatron.training.step import Totals
+from megatron.training.throughput import throughput_line
 
 # Names in TensorBoard that users of Megatron-LM know.
 _TENSORBOARD = {
+    "loss": "loss",
+    "accuracy": "accuracy",
     "mlm_loss": "lm loss",
     "sop_loss": "sop loss",
     "mlm_accuracy": "lm accuracy",
@@ -24,6 +27,11 @@ _TENSORBOARD = {
     "global_batch_size": "batch-size",
     "step_seconds": "iteration-time",
     "tokens_per_second": "throughput",
+    "model_tflops_per_second": "model-tflops",
+    "mfu": "mfu",
+    "loader_wait_seconds": "loader-wait",
+    "peak_memory_bytes": "peak-memory",
+    "peak_memory_reserved_bytes": "peak-memory-reserved",
 }
 
 
@@ -130,7 +138,7 @@ def train_line(record: dict[str, Any], steps: str, eta: float) -> str:
     return (
         f"step {steps} | samples {record['consumed_samples']} | {losses_line(record)} | "
         f"lr {record['learning_rate']:.3e} | norm {record['grad_norm']:.3f}{scale}{skipped} | "
-        f"{record['tokens_per_second']:.0f} tokens/s | {record['step_seconds'] * 1000:.0f} ms/step | ETA {clock(eta)}"
+        f"{throughput_line(record)} | ETA {clock(eta)}"
     )
 
 

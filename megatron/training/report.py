@@ -31,11 +31,11 @@ def start_report(
     origin: Origin | None,
     progress: Progress,
     lacking: Sequence[str],
-    memory: Sequence[str] = (),
+    device: Sequence[str] = (),
 ) -> list[str]:
     """What is about to happen, in lines. Collective.
 
-    lacking: parameters that the checkpoint does not have. memory: lines of the estimate of memory.
+    lacking: parameters that the checkpoint does not have. device: lines of the estimate of memory and of the peak.
     """
     return [
         "configuration:",
@@ -44,7 +44,7 @@ def start_report(
         *part_lines(config.logging, context),
         *layout_lines(config, context),
         *parameter_lines(config, context, model),
-        *memory,
+        *device,
         *data_lines(config, splits),
         *origin_lines(origin, progress, lacking),
     ]

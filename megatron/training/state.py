@@ -19,14 +19,13 @@ _HEADS = ("pooler.", "lm_head.", "binary_head.")
 
 @dataclass
 class Progress:
-    """Where a run stands. window: totals of the steps since the last record, and how many they are."""
+    """Where a run stands. window: totals of the steps since the last record that were not skipped."""
 
     step: int = 0
     consumed_samples: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     window: Totals = field(default_factory=Totals)
-    window_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,17 @@ from megatron.model import LossSums
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import Timed
 from megatron.mpu.random import dropout_keys
+from megatron.mpu.spans import OPTIMIZER, span
 from megatron.optimizer.adamw import Optimizer, Outcome
 from megatron.training.model import Pretraining, boundary, call
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Sums over some samples: of losses (nats), hits, and what they are divided by. tokens: without padding."""
+    """Sums over some samples: of losses (nats), hits, and what they are divided by.
+
+    tokens: without padding; squared_lengths: of the samples' tokens, what attention costs.
+    """
 
     mlm: float = 0.0
     mlm_hits: float = 0.0
@@ -32,6 +36,7 @@ class Totals:
     sop_hits: float = 0.0
     samples: float = 0.0
     tokens: float = 0.0
+    squared_lengths: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -52,11 +57,12 @@ def count(batches: Sequence[Batch], context: ParallelContext) -> Totals:
         sum(len(batch.masked_positions) for batch in batches),
         sum(len(batch.samples) for batch in batches),
         sum(int(batch.lengths.sum()) for batch in batches),
+        sum(int((batch.lengths**2).sum()) for batch in batches),
     ]
-    masked, samples, tokens = context.data.all_reduce_(
+    masked, samples, tokens, squared_lengths = context.data.all_reduce_(
         torch.tensor(counts, dtype=torch.float64, device=context.device)
     ).tolist()
-    return Totals(masked=masked, samples=samples, tokens=tokens)
+    return Totals(masked=masked, samples=samples, tokens=tokens, squared_lengths=squared_lengths)
 
 
 def sums_of(losses: LossSums) -> Tensor:
@@ -92,7 +98,10 @@ def train_step(
 
     optimizer.begin_step(len(batches))
     trace = run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
-    return Step(totals=reduced(sums, counts, context), outcome=optimizer.step(learning_rate), trace=trace)
+    totals = reduced(sums, counts, context)
+    with span(OPTIMIZER):
+        outcome = optimizer.step(learning_rate)
+    return Step(totals=totals, outcome=outcome, trace=trace)
 
 
 def evaluation_sums(run: Pretraining, batches: Sequence[Batch]) -> Tensor:

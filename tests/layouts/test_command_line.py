@@ -35,6 +35,11 @@ def corpus(corpus_and_one_process: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def flops_of(record: dict[str, Any]) -> float:
+    """Model FLOPs of the steps of a record, a step."""
+    return record["model_tflops_per_second"] * record["step_seconds"]
+
+
 def assert_same_run(folder: Path) -> None:
     for split, names in (("train", (*LOSSES, "grad_norm")), ("valid", LOSSES)):
         one, several = records(folder, split, "one.jsonl"), records(folder, split)
@@ -42,6 +47,8 @@ def assert_same_run(folder: Path) -> None:
         for a, b in zip(one, several, strict=True):
             for name in names:
                 assert b[name] == pytest.approx(a[name], rel=1e-5), (split, name, a["step"])
+            if split == "train":
+                assert flops_of(b) == pytest.approx(flops_of(a)) != 0
 
 
 def test_eight_processes_of_torchrun_in_three_dimensions(corpus: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> FinetuneConfig:
 def records(config: FinetuneConfig, folder: Path, split: str = "train") -> list[dict[str, Any]]:
     """Run into a folder; the records without what depends on the clock."""
     finetune(changed(config, "source", output_dir=str(folder)), SINGLE)
-    timed = ("samples_per_second", "tokens_per_second", "step_seconds")
-    return [{k: v for k, v in r.items() if k not in timed} for r in metrics(folder) if r["split"] == split]
+    timed = "samples_per_second tokens_per_second model_tflops_per_second mfu peak_memory_bytes step_seconds"
+    timed += " loader_wait_seconds"
+    return [{k: v for k, v in r.items() if k not in timed.split()} for r in metrics(folder) if r["split"] == split]
 
 
 def losses(config: FinetuneConfig, folder: Path) -> list[float]:
@@ -102,6 +104,16 @@ def test_losses_are_those_of_a_plain_torch_loop(config: FinetuneConfig, tmp_path
     assert [r["loss"] for r in found] == pytest.approx(expected, rel=1e-4)
     assert found[-1]["epoch"] == 3
     assert found[-1]["consumed_samples"] == 180
+
+
+def test_a_profile_of_some_steps(config: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is written is tested with pre-training; here: which steps, and that they are those of fine-tuning."""
+    config = changed(config, "logging", profile=str(tmp_path / "profile"), profile_step_start=2, profile_step_end=3)
+    records(config, tmp_path / "out")
+    assert "profile of rank 0, steps 2 to 3:" in capsys.readouterr().out
+    with gzip.open(tmp_path / "profile" / "rank0.trace.json.gz", "rt", encoding="utf-8") as file:
+        names = [event["name"] for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
+    assert [names.count(name) for name in ("step", "loader", "optimizer")] == [2, 2, 2]
 
 
 def test_same_seed_same_bits_and_other_seed_other_run(config: FinetuneConfig, tmp_path: Path) -> None:

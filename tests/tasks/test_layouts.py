@@ -112,6 +112,10 @@ def test_fine_tuning_does_not_depend_on_the_layout(
         for figure in ("loss", "accuracy", "grad_norm"):
             if figure in a:
                 assert b[figure] == pytest.approx(a[figure], rel=2e-5), (figure, a["step"])
+        if a["split"] == "train":
+            flops, of_one = (row["model_tflops_per_second"] * row["step_seconds"] for row in (b, a))
+            assert flops == pytest.approx(of_one) != 0
+            assert {"mfu", "peak_memory_bytes", "loader_wait_seconds", "tokens_per_second"} <= set(b)
     one, other = (json.loads((folder / "dev_metrics.json").read_text()) for folder in (expected, tmp_path))
     assert list(one.values())[1] > 0  # the main score: something was learned
     assert other.pop("loss") == pytest.approx(one.pop("loss"), rel=2e-5) and other == one

@@ -13,7 +13,8 @@ from tests.training.corpus import arguments, command, records
 from tests.training.run import train
 
 TIMES = {
-    "tokens_per_second", "step_seconds", "loader_wait_seconds", "evaluation_seconds",
+    "tokens_per_second", "model_tflops_per_second", "mfu", "peak_memory_bytes",
+    "step_seconds", "loader_wait_seconds", "evaluation_seconds",
     "slowest_rank", "slowest_rank_seconds", "median_rank_seconds",
 }  # fmt: skip
 
