@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from megatron.mpu.group import Group
 from megatron.mpu.sharding import ShardSpec, shard_of
@@ -34,7 +35,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         logits, bias, labels, normalizer = ctx.saved_tensors
         start, valid, (parameter,) = ctx.arguments
         into, given = gradient_memory(parameter)
-        # In place: nobody else has the logits, and autograd notices if this backward is asked for once more.
+        # In place: nobody else has the logits, and autograd is told, so that it refuses a second backward.
+        increment_version(logits)
         logits_to_gradients(logits, bias, labels, normalizer, gradient.contiguous(), into, start=start, valid=valid)
         return logits, given, None, None, None, None
 
