@@ -238,7 +238,7 @@ def _our_outputs(
         return {"hidden states": x.transpose(0, 1)[real]}
     found = {"MLM logits": model.mlm_logits(x, real.flatten().nonzero().flatten())}
     if "binary_head.weight" in parameters:
-        found["SOP logits"] = model.sop_logits(x)
+        found["SOP logits"] = model.sop_logits(x[0])
     return found
 
 

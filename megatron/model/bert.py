@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megatron.config import ModelConfig
 from megatron.model.parts import ModelPart, Recompute, whole
-from megatron.model.transformer import Encoder, frozen_output
+from megatron.model.transformer import Encoder, frozen_output, rows_of
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
 from megatron.mpu.layers import (
@@ -75,14 +75,14 @@ class Embeddings(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh of a linear layer on the first token: [s, b, h] -> [b, h]."""
+    """tanh of a linear layer on the hidden states of first tokens: [b, h] -> [b, h]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size, std=config.init_method_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.dense(x[0]))
+        return torch.tanh(self.dense(x))
 
 
 class LMHead(nn.Module):
@@ -99,21 +99,20 @@ class LMHead(nn.Module):
         return self.layernorm(bias_activation(self.dense.product(x), self.dense.bias, self.activation))
 
 
-def at_positions(x: Tensor, positions: Tensor) -> Tensor:
-    """Rows of x [s, b, h] at `positions` (row * s + column of [b, s]): [m, h]."""
-    s, b, h = x.shape
-    rows, columns = positions // s, positions % s
-    return x.reshape(s * b, h).index_select(0, columns * b + rows)
+def rows_at(positions: Tensor, samples: int, sequence: int) -> Tensor:
+    """Rows of hidden states [s, b, h], seen as [s * b, h], at positions (row * s + column) of tokens [b, s]."""
+    return positions % sequence * samples + positions // sequence
 
 
-def masked_logits(
-    x: Tensor, positions: Tensor, lm_head: LMHead, word_table: nn.Parameter, context: ParallelContext
-) -> Tensor:
-    """Logits of this rank's rows of the vocabulary at `positions` of x, as in `at_positions`: [m, V / tp].
+def first_rows(tokens: Tensor) -> Tensor:
+    """Rows of hidden states, as in `rows_at`, of the first tokens of samples [b, s]."""
+    return torch.arange(len(tokens), device=tokens.device)
 
-    Rows of the table that are padding get -inf.
-    """
-    logits = vocabulary_product(lm_head(at_positions(x, positions)), word_table, context) + lm_head.bias
+
+def masked_logits(x: Tensor, lm_head: LMHead, word_table: nn.Parameter, context: ParallelContext) -> Tensor:
+    """Logits of this rank's rows of the vocabulary: x [m, h] -> [m, V / tp]; rows of the table that are padding get
+    -inf."""
+    logits = vocabulary_product(lm_head(x), word_table, context) + lm_head.bias
     shard = shard_of(word_table)
     if shard.dim is not None and shard.size < word_table.shape[0]:
         padding = torch.arange(word_table.shape[0], device=x.device) >= shard.size
@@ -150,22 +149,30 @@ class BertEncoder(nn.Module):
         self.encoder = Encoder(config, context, self.part, recompute)
 
     def hidden_states(
-        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None, x: Tensor | None = None
+        self,
+        tokens: Tensor,
+        token_types: Tensor,
+        lengths: Tensor,
+        keys: DropoutKeys | None,
+        x: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding.
 
         x: what the part before gave, None for the first. Returns [s, b, h]; of a part before the last under sequence
-        parallelism [s / tp, b, h].
+        parallelism [s / tp, b, h]. wanted: what is read of the last part's, as in `rows_of`: [n, h].
         """
         if isinstance(self.embeddings, Embeddings):
             x = self.embeddings(tokens, token_types, keys)
             if self.part.frozen_layers is not None:
                 x = frozen_output(x)
         assert x is not None
-        x = self.encoder(x, padded_lengths(lengths, tokens.shape[1]), keys)
-        if self.part.has_heads and self.context.sequence_parallel:
-            x = gather_from_sequence_region(x, self.context.tensor)
-        return x
+        padding = padded_lengths(lengths, tokens.shape[1])
+        if not self.part.has_heads:
+            return self.encoder(x, padding, keys)
+        if self.context.sequence_parallel:
+            return rows_of(gather_from_sequence_region(self.encoder(x, padding, keys), self.context.tensor), wanted)
+        return self.encoder(x, padding, keys, wanted)
 
     def units(self) -> list[nn.Module]:
         """The modules that a forward calls one after another."""
@@ -227,25 +234,27 @@ class BertForPreTraining(BertEncoder):
         masked_positions: int64 [m], row * s + column of each token to predict; masked_labels: int64 [m]. The head is
         computed at these positions only. x: what the part before gave; a part before the last returns hidden states.
         """
-        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        wanted = torch.cat([first_rows(tokens), rows_at(masked_positions, *tokens.shape)])
+        x = self.hidden_states(tokens, token_types, lengths, keys, x, wanted)
         if not self.part.has_heads:
             return x
-        masked = self.lm_head(at_positions(x, masked_positions))
-        logits = vocabulary_product(masked, self.word_table, self.context)
+        first, masked = x.split([len(tokens), len(masked_positions)])
+        logits = vocabulary_product(self.lm_head(masked), self.word_table, self.context)
         losses, hits = vocab_parallel_cross_entropy(logits, self.lm_head.bias, masked_labels, self.context.tensor)
         sop = sop_hits = torch.zeros((), device=x.device)
         if self.binary_head is not None:
-            sop_logits = self.sop_logits(x).float()
+            sop_logits = self.sop_logits(first).float()
             sop = nn.functional.cross_entropy(sop_logits, sop_labels, reduction="sum")
             sop_hits = (sop_logits.argmax(1) == sop_labels).sum().float()
         return LossSums(mlm=losses.sum(), mlm_hits=hits.sum().float(), sop=sop, sop_hits=sop_hits)
 
     def mlm_logits(self, x: Tensor, positions: Tensor) -> Tensor:
-        """`masked_logits` of this model."""
-        return masked_logits(x, positions, self.lm_head, self.word_table, self.context)
+        """Logits at `positions` (row * s + column) of hidden states x [s, b, h], as `masked_logits`: [m, V / tp]."""
+        s, b, _ = x.shape
+        return masked_logits(rows_of(x, rows_at(positions, b, s)), self.lm_head, self.word_table, self.context)
 
     def sop_logits(self, x: Tensor) -> Tensor:
-        """Logits of "in order" and "swapped": [b, 2]. Only with the binary head."""
+        """Logits of "in order" and "swapped" from first tokens [b, h]: [b, 2]. Only with the binary head."""
         assert self.pooler is not None and self.binary_head is not None
         return self.binary_head(self.pooler(x))
 
@@ -278,7 +287,9 @@ class BertForTask(BertEncoder):
 
         As in `BertEncoder.hidden_states`.
         """
-        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        x = self.hidden_states(
+            tokens, token_types, lengths, keys, x, None if self.pooler is None else first_rows(tokens)
+        )
         if not self.part.has_heads:
             return x
         if self.pooler is None:
@@ -320,11 +331,11 @@ class BertForPrompts(BertEncoder):
 
         masks: int64 [b, m], columns of the blanks; candidates: int64 [b, c, m], tokens that may stand there.
         """
-        x = self.hidden_states(tokens, token_types, lengths, keys, x)
+        wanted = (masks * len(masks) + first_rows(masks)[:, None]).reshape(-1)
+        x = self.hidden_states(tokens, token_types, lengths, keys, x, wanted)
         if not self.part.has_heads:
             return x
-        positions = (masks + torch.arange(len(masks), device=masks.device)[:, None] * tokens.shape[1]).reshape(-1)
-        logits = masked_logits(x, positions, self.lm_head, self.word_table, self.context).float()
+        logits = masked_logits(x, self.lm_head, self.word_table, self.context).float()
         logits = logits.reshape(*masks.shape, -1)  # [b, m, V / tp]
         places = candidates.transpose(1, 2) - shard_of(self.word_table).start  # [b, m, c]
         own = (places >= 0) & (places < logits.shape[2])

@@ -37,8 +37,13 @@ def frozen_output(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(torch.is_grad_enabled())
 
 
+def rows_of(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """The rows of x [s, b, h], seen as [s * b, h], whose numbers are wanted: int64 [n] -> [n, h]; None for x."""
+    return x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h].
+    """Multi-head self-attention, heads divided over the tensor group: [s, b, h] -> [s, b, h], or [n, h] if wanted.
 
     The bias of the last product (`dense.bias`) is left to whoever adds the residual; in `MLP` too.
     """
@@ -54,7 +59,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = ColumnParallelLinear(h, 3 * h, context, std=config.init_method_std)
         self.dense = RowParallelLinear(h, h, context, std=output_std(config))
 
-    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None, wanted: Tensor | None) -> Tensor:
         qkv = self.query_key_value(x)
         qkv = qkv.view(*qkv.shape[:2], self.heads, 3, self.head_size)
         core = partial(
@@ -63,7 +68,8 @@ class SelfAttention(nn.Module):
             keys=None if keys is None else keys.attention,
             site_key=self.site,
         )
-        return self.dense.product(recomputed(core, qkv, padding) if self.recompute else core(qkv, padding))
+        context = recomputed(core, qkv, padding) if self.recompute else core(qkv, padding)
+        return self.dense.product(rows_of(context, wanted))
 
 
 class MLP(nn.Module):
@@ -84,6 +90,9 @@ class MLP(nn.Module):
 class TransformerLayer(nn.Module):
     """One layer: [s, b, h] -> [s, b, h]; under sequence parallelism [s / tp, b, h] -> [s / tp, b, h].
 
+    wanted: the rows that are read of the output, as in `rows_of`; the others serve as keys and values, and nothing
+    behind the attention is computed for them: -> [n, h]. Not under sequence parallelism.
+
     megatron-bert normalises what enters a block and leaves the residual stream alone (arXiv 1909.08053); bert
     normalises the sum of the stream and the block's output (arXiv 1810.04805).
     """
@@ -102,17 +111,20 @@ class TransformerLayer(nn.Module):
         self.mlp_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
         self.mlp = MLP(config, context)
 
-    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
-        hidden_keys = None if keys is None else keys.hidden
+    def forward(
+        self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None, wanted: Tensor | None = None
+    ) -> Tensor:
+        hidden_keys = None if keys is None else keys.hidden if wanted is None else keys.hidden[wanted]
         after_attention = Kept(probability=self.probability, keys=hidden_keys, site_key=self.attention_site)
         after_mlp = Kept(probability=self.probability, keys=hidden_keys, site_key=self.mlp_site)
         attention_bias, mlp_bias = self.attention.dense.bias, self.mlp.dense_4h_to_h.bias
         if self.norm_first:
-            block = self.attention(self.attention_layernorm(x), padding, keys)
+            block = self.attention(self.attention_layernorm(x), padding, keys, wanted)
+            x = rows_of(x, wanted)
             x, normalized = add_norm(block, attention_bias, x, after_attention, self.mlp_layernorm.norm)
             return add(self.mlp(normalized), mlp_bias, x, after_mlp)
-        block = self.attention(x, padding, keys)
-        _, x = add_norm(block, attention_bias, x, after_attention, self.attention_layernorm.norm)
+        block = self.attention(x, padding, keys, wanted)
+        _, x = add_norm(block, attention_bias, rows_of(x, wanted), after_attention, self.attention_layernorm.norm)
         _, x = add_norm(self.mlp(x), mlp_bias, x, after_mlp, self.mlp_layernorm.norm)
         return x
 
@@ -137,18 +149,24 @@ class Encoder(nn.Module):
             partial_sums = context.sequence_parallel
             self.final_layernorm = LayerNorm(config.hidden_size, config.layernorm_epsilon, partial=partial_sums)
 
-    def forward(self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def forward(
+        self, x: Tensor, padding: Tensor | None, keys: DropoutKeys | None, wanted: Tensor | None = None
+    ) -> Tensor:
+        """wanted: as in `TransformerLayer`, of the last layer."""
         frozen = [number for number in self.layers if int(number) < self.frozen_layers]
         for number in frozen:
-            x = frozen_output(self.layers[number](x, padding, keys))
+            x = frozen_output(self._through([number], x, padding, keys, wanted))
         for numbers, again in self.recompute.stretches(list(self.layers)[len(frozen) :]):
             if again:
-                x = recomputed(self._through, numbers, x, padding, keys)
+                x = recomputed(self._through, numbers, x, padding, keys, wanted)
             else:
-                x = self._through(numbers, x, padding, keys)
+                x = self._through(numbers, x, padding, keys, wanted)
         return x if self.final_layernorm is None else self.final_layernorm(x)
 
-    def _through(self, numbers: list[str], x: Tensor, padding: Tensor | None, keys: DropoutKeys | None) -> Tensor:
+    def _through(
+        self, numbers: list[str], x: Tensor, padding: Tensor | None, keys: DropoutKeys | None, wanted: Tensor | None
+    ) -> Tensor:
+        last = list(self.layers)[-1]
         for number in numbers:
-            x = self.layers[number](x, padding, keys)
+            x = self.layers[number](x, padding, keys, wanted if number == last else None)
         return x

@@ -81,11 +81,11 @@ class OnnxModel(nn.Module):
                 return (x.transpose(0, 1),)
             hidden = model.lm_head(x.transpose(0, 1))
             logits = vocabulary_product(hidden, model.word_table, model.context) + model.lm_head.bias
-            return (logits, model.sop_logits(x)) if self.ending == "ForPreTraining" else (logits,)
+            return (logits, model.sop_logits(x[0])) if self.ending == "ForPreTraining" else (logits,)
         if model.pooler is None:
             logits = model.task_head(x).transpose(0, 1)
             return logits.unbind(2) if self.ending == "ForQuestionAnswering" else (logits,)
-        logits = model.task_head(model.pooler(x))
+        logits = model.task_head(model.pooler(x[0]))
         return (logits.reshape(sizes) if self.ending == "ForMultipleChoice" else logits,)
 
 

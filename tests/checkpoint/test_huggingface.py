@@ -63,7 +63,7 @@ def assert_same_logits(ours: BertForPreTraining, theirs: transformers.PreTrained
     mlm = ours.mlm_logits(x, real.flatten().nonzero().flatten())
     torch.testing.assert_close(mlm, output.prediction_logits[real], rtol=1e-5, atol=1e-5)
     if ours.binary_head is not None:
-        torch.testing.assert_close(ours.sop_logits(x), output.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.sop_logits(x[0]), output.seq_relationship_logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -72,7 +72,7 @@ def assert_same_logits(save: Path, theirs: transformers.PreTrainedModel, *, bina
     mlm = ours.mlm_logits(x, real.flatten().nonzero().flatten())
     torch.testing.assert_close(mlm, output.prediction_logits[real], rtol=1e-5, atol=1e-5)
     if binary_head:
-        torch.testing.assert_close(ours.sop_logits(x), output.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.sop_logits(x[0]), output.seq_relationship_logits, rtol=1e-5, atol=1e-5)
 
 
 # From Megatron-LM

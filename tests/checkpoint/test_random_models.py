@@ -78,7 +78,7 @@ def test_logits_loss_and_bits(theirs: transformers.PreTrainedModel, files: int |
         x = ours.hidden_states(tokens, types, lengths, None)
         mlm = output.prediction_logits.flatten(0, 1)[positions]
         torch.testing.assert_close(ours.mlm_logits(x, positions), mlm, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(ours.sop_logits(x), output.seq_relationship_logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.sop_logits(x[0]), output.seq_relationship_logits, rtol=1e-4, atol=1e-4)
         sums = ours(tokens, types, lengths, positions, labels, order, None)
         torch.testing.assert_close(sums.mlm / len(labels) + sums.sop / 3, output.loss, rtol=1e-5, atol=1e-5)
         to_huggingface(root / "save", root / "out", max_file_bytes=files)
