@@ -202,6 +202,15 @@ void call_cross_entropy_gradients(uintptr_t logits, uintptr_t bias, uintptr_t la
     });
 }
 
+void call_add_rows(uintptr_t into, uintptr_t x, int64_t rows, int64_t columns, int format, int threads) {
+    check(rows, columns, threads);
+    py::gil_scoped_release release;
+    with_format(format, [&](auto t) {
+        using T = decltype(t);
+        add_rows(at<float>(into), at<const T>(x), rows, columns, threads);
+    });
+}
+
 void call_adamw(uintptr_t weights, uintptr_t gradients, uintptr_t first, uintptr_t second, uintptr_t copy,
                 int64_t count, double factor, double learning_rate, double decay, double beta1, double beta2,
                 double epsilon, int64_t step, int threads) {
@@ -269,6 +278,8 @@ void bind_kernels(py::module_& m) {
           py::arg("labels"), py::arg("normalizer"), py::arg("factor"), py::arg("of_bias"), py::arg("rows"),
           py::arg("columns"), py::arg("valid"), py::arg("start"), py::arg("dtype_code"), py::arg("threads"),
           "The gradient takes the place of the logits; that of the bias is added to an fp32 array.");
+    m.def("add_rows", &call_add_rows, py::arg("into"), py::arg("x"), py::arg("rows"), py::arg("columns"),
+          py::arg("dtype_code"), py::arg("threads"), "into, fp32 [columns], += the sum of the rows of x [rows, columns].");
     m.def("adamw", &call_adamw, py::arg("weights"), py::arg("gradients"), py::arg("first"), py::arg("second"),
           py::arg("copy"), py::arg("count"), py::arg("factor"), py::arg("learning_rate"), py::arg("decay"),
           py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"), py::arg("step"), py::arg("threads"),

@@ -227,6 +227,7 @@ def cross_entropy_gradients(
     dtype_code: int,
     threads: int,
 ) -> None: ...
+def add_rows(into: int, x: int, rows: int, columns: int, dtype_code: int, threads: int) -> None: ...
 def adamw(
     weights: int,
     gradients: int,

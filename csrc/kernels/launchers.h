@@ -2,6 +2,7 @@
 // to what stands in their fp32 arrays.
 #pragma once
 
+#include "accumulate.h"
 #include "adamw.h"
 #include "add_norm.h"
 #include "bias_activation.h"
@@ -37,6 +38,10 @@ void cross_entropy_gradients(const CrossEntropy<float>& a, const float* normaliz
                              int threads);
 void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
                              float* of_bias, int threads);
+
+// into [columns] += the sum of the rows of x [rows, columns]; of one row for what has the same shape.
+void add_rows(float* into, const float* x, int64_t rows, int64_t columns, int threads);
+void add_rows(float* into, const BFloat16* x, int64_t rows, int64_t columns, int threads);
 
 void adamw(const AdamW& a, int threads);
 double sum_of_squares(const float* x, int64_t count, int threads);

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron.native import _C
+from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+
 
 def main_grad_of(parameter: Tensor) -> Tensor | None:
     """The parameter's memory for its gradient, if its owner gave it one."""
@@ -35,18 +38,33 @@ def add_product(parameter: Tensor, rows: Tensor, columns: Tensor) -> Tensor | No
     if rows.dtype == main_grad.dtype:
         main_grad.addmm_(rows.t(), columns)
     else:
-        main_grad.add_(rows.t() @ columns)
+        _add_rows(main_grad, (rows.t() @ columns).view(1, -1))
     return None
 
 
 def add_sum(parameter: Tensor, rows: Tensor) -> Tensor | None:
     """Add the gradient of a bias [outputs], the sum of rows [n, outputs], in fp32; what autograd is to be given."""
-    total = rows.sum(0, dtype=torch.float32)
-    main_grad = main_grad_of(parameter)
-    if main_grad is None:
-        return total
-    main_grad.add_(total)
-    return None
+    into, given = gradient_memory(parameter)
+    _add_rows(into, rows)
+    return given
+
+
+def _add_rows(into: Tensor, rows: Tensor) -> None:
+    """into, fp32 of n elements, += the sum of rows [..., n] over the first dimension."""
+    if is_compiled(rows):
+        torch.ops.megatron.add_rows_(into, rows.contiguous())
+    else:
+        into.add_(rows.sum(0, dtype=torch.float32).view(into.shape))
+
+
+def _compute(into: Tensor, rows: Tensor) -> None:
+    count, columns = rows.shape
+    _C.add_rows(
+        address(into), address(rows), count, columns, DTYPE_CODES[rows.dtype], torch.get_num_threads()
+    )
+
+
+define("add_rows_(Tensor(a!) into, Tensor rows) -> ()", _compute, lambda *_: None)
 
 
 def put_gradient(parameter: torch.nn.Parameter, gradient: Tensor | None) -> None:
