@@ -8,6 +8,7 @@
 #include "bind_kernels.h"
 #include "bind_samples.h"
 #include "bind_text.h"
+#include "memory.h"
 #include "shared_group.h"
 
 namespace py = pybind11;
@@ -47,6 +48,8 @@ PYBIND11_MODULE(_C, m) {
 #else
     m.attr("openmp") = false;
 #endif
+    m.def("keep_memory", &keep_memory,
+          "Keep freed memory in the process instead of giving it back to the system. False where that cannot be asked.");
     bind_kernels(m);
     bind_samples(m);
     bind_attention(m);

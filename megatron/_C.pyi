@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 openmp: bool
+
+def keep_memory() -> bool: ...
 attention_targets: list[str]
 
 EncodedTexts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_], dict[str, int]]

@@ -18,6 +18,7 @@ from megatron.config import ModelConfig, to_dict
 from megatron.errors import UserError
 from megatron.files import write_file
 from megatron.mpu.context import ParallelContext
+from megatron.native import _C
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig, TuningConfig
@@ -60,6 +61,8 @@ def finetune(config: FinetuneConfig, context: ParallelContext) -> None:
 
 def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, context: ParallelContext) -> None:
     started = time.perf_counter()
+    if context.device.type == "cpu":
+        _C.keep_memory()
     with context.together():
         saved = _saved_task(pretrained) if config.source.eval_only else None
         task = with_reading(open_task(config.task, files, saved), config.reading)

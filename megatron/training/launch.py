@@ -18,6 +18,7 @@ from megatron.data.batches import Split, open_splits
 from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext, launched_processes
+from megatron.native import _C
 from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.changes import check_changes
@@ -61,6 +62,8 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
     data = data_facts(tokenizer, splits)
     check_agreement(context.job, "data", data)
     with _phase("model", context):
+        if context.device.type == "cpu":
+            _C.keep_memory()
         traced = config.logging.pipeline_trace is not None
         model = build(config.model, config.parallel, config.precision, config.training.seed, context, traced=traced)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
