@@ -16,7 +16,7 @@ from megatron.training.step import train_step
 if sys.argv[1] == "kept":
     assert _C.keep_memory()
 model = ModelConfig(
-    num_layers=2, hidden_size=256, ffn_hidden_size=1024, num_attention_heads=4, vocab_size=8000,
+    num_layers=2, hidden_size=256, ffn_hidden_size=1024, num_attention_heads=4, vocab_size=30000,
     max_position_embeddings=128,
 )
 context, precision = ParallelContext.single(), PrecisionConfig()
@@ -24,8 +24,8 @@ run = build(model, ParallelConfig(), precision, 1, context)
 optimizer = new_optimizer(run.chunks, OptimizerConfig(lr=1e-4), precision, ParallelConfig(), context)
 tokens = np.arange(8 * 128).reshape(8, 128)
 batch = Batch(
-    tokens=tokens, token_types=tokens * 0, lengths=np.full(8, 128), masked_positions=np.arange(5, 1024, 7),
-    masked_labels=np.arange(5, 1024, 7), sop_labels=np.zeros(8, np.int64), samples=np.arange(8),
+    tokens=tokens, token_types=tokens * 0, lengths=np.full(8, 128), masked_positions=np.arange(5, 1024, 2),
+    masked_labels=np.arange(5, 1024, 2), sop_labels=np.zeros(8, np.int64), samples=np.arange(8),
 )
 for _ in range(4):
     train_step(run, optimizer, [batch], 1e-4, seed=1)
