@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.mpu.group import Group
 from megatron.ops.main_grad import add_product, add_sum, put_gradient
+from megatron.ops.product import product
 
 ALONE = Group(name="none")
 Parameters: TypeAlias = tuple[nn.Parameter, nn.Parameter | None]
@@ -57,7 +57,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x)
         # Not among the saved tensors: recomputation would give back copies that are no parameters.
         ctx.arguments = (held, group, along, queue)
-        return F.linear(group.all_gather(x, 0) if along else x, *held)
+        return product(group.all_gather(x, 0) if along else x, *held)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,7 +67,7 @@ class _Linear(torch.autograd.Function):
         if along:  # gathered once more rather than kept
             whole = x.new_empty((x.shape[0] * group.size, *x.shape[1:]))
             gathering = group.start_all_gather(whole, x.contiguous())
-        of_input = gradient @ held[0].detach()
+        of_input = product(gradient, held[0].detach().t())
         if along:
             gathering.wait()
             of_rows = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -111,7 +111,7 @@ def linear(
     """
     along, held = sequence_parallel and group.size > 1, (weight, bias)
     if not torch.is_grad_enabled() and not along:
-        return F.linear(x, weight, bias)
+        return product(x, weight, bias)
     if queue is None:
         return _Linear.apply(x, weight, bias, held, group, along, None)
     return _Linear.apply(x, None, None, held, group, along, queue)
