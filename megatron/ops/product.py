@@ -10,7 +10,7 @@ from torch import Tensor
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., inputs] times weight [outputs, inputs] transposed, plus bias.
 
-    In fp32 on a CPU by oneDNN, as torch.compile does: on an AMD EPYC MKL, which torch takes by itself, is 8 % slower (195
+    In fp32 on a CPU by oneDNN, as torch.compile does: on an AMD EPYC MKL, which torch takes itself, is 8 % slower (195
     against 211 GFLOP/s on two cores at 2048 x 256 x 1024). In 16 bits torch itself takes oneDNN.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and _has_onednn():
