@@ -68,9 +68,9 @@ def _within_layers(case: Case, part: ModelPart, traffic: Traffic, masked: int) -
     else:
         calls = case.micro_batches * (4 * layers + 2 * twice - spared + part.has_embeddings)
         _add(traffic, "tensor", "all-reduce", calls, calls * whole)
-    if part.has_heads:  # the logits' maximum, target and sum of exponentials, fp32; the gradient of the head's input
+    if part.has_heads:  # the logits' maximum; sum of exponentials and target, fp32; the gradient of the head's input
         of_head = 12 + case.element * case.model.hidden_size
-        _add(traffic, "tensor", "all-reduce", 4 * case.micro_batches, masked * of_head)
+        _add(traffic, "tensor", "all-reduce", 3 * case.micro_batches, masked * of_head)
 
 
 def _between_parts(case: Case, number: int, traffic: Traffic) -> None:

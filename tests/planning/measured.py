@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, Precis
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys
-from megatron.ops.attention import attention_reference
 from megatron.optimizer.adamw import DTYPES, Optimizer
 from megatron.planning.case import Case
 from megatron.training.model import build, new_optimizer
@@ -113,12 +111,8 @@ def batch_of(what: Case) -> dict[str, Tensor]:
     }
 
 
-@patch("megatron.model.transformer.attention", attention_reference)
 def kept_bytes(context: ParallelContext, what: Case) -> tuple[int, list[int]]:
-    """The rank's pipeline stage, and what autograd keeps of one micro-batch's forward through each of its parts.
-
-    With the attention of an accelerator: the formulas are for those, and a CPU keeps no probabilities.
-    """
+    """The rank's pipeline stage, and what autograd keeps of one micro-batch's forward through each of its parts."""
     context = in_layout(context, what)
     model, _ = built(context, what)
     batch = batch_of(what)

@@ -69,11 +69,14 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_what_autograd_keeps(name: str) -> None:
-    """To 2 %: the formulas count every tensor that grows with the batch. What recomputation keeps in closures (keys) is
-    counted, but is not seen here."""
+    """To 0.1 %: the formulas count every tensor that grows with the batch.
+
+    What recomputation keeps in closures (keys) is counted, but is not seen here.
+    """
     what = ACTIVATIONS[name]
     for stage, kept in run_ranks(what.layout, kept_bytes, what):
-        assert [kept_by_part(what, part) for part in what.parts(stage)] == pytest.approx(kept, rel=0.02)
+        close = 0.02 if what.parallel.recompute_granularity else 0.001
+        assert [kept_by_part(what, part) for part in what.parts(stage)] == pytest.approx(kept, rel=close)
 
 
 def held_in_flight(what: Case) -> list[float]:
