@@ -20,22 +20,50 @@ _STATISTICS = 8  # bytes a row that a LayerNorm keeps: mean and inverse deviatio
 
 def _layer(case: Case) -> int:
     """One layer, its input included and its output not."""
+    return _before(case) + _behind(case, case.rows, case.tokens)
+
+
+def _before(case: Case) -> int:
+    """Of a layer what is kept of all rows: its input, and queries, keys and values."""
     model = case.model
-    stream = case.rows * (4 * case.element * model.hidden_size + 2 * _STATISTICS)
-    # Queries, keys, values and what enters the output product; before and after the activation.
-    inside = 4 * model.hidden_size // case.tensor + 2 * model.ffn_hidden_size // case.tensor
-    return stream + case.element * case.tokens * inside
+    first = 2 * case.element * model.hidden_size + _STATISTICS if _norm_first(case) else case.element * model.hidden_size
+    return case.rows * first + case.element * case.tokens * (3 * model.hidden_size // case.tensor)
 
 
-def _layers(case: Case, number: int) -> int:
+def _behind(case: Case, rows: int, tokens: int) -> int:
+    """Of a layer what is kept behind the attention, of so many rows outside and tokens inside the divided products."""
+    model = case.model
+    if _norm_first(case):
+        stream = 2 * case.element * model.hidden_size + _STATISTICS
+    else:
+        stream = 3 * case.element * model.hidden_size + 2 * _STATISTICS
+    # What enters the output product; before and after the activation.
+    inside = model.hidden_size // case.tensor + 2 * model.ffn_hidden_size // case.tensor
+    return rows * stream + case.element * tokens * inside
+
+
+def _norm_first(case: Case) -> bool:
+    return case.model.architecture == "megatron-bert"
+
+
+def _wanted(case: Case) -> int:
+    """Rows that the heads read: first tokens and masked ones."""
+    return case.samples + case.masked
+
+
+def _layers(case: Case, part: ModelPart) -> int:
     """The layers of a part, with what recomputation leaves of them."""
     recompute = Recompute.of(case.parallel)
+    numbers = [str(number) for number in range(part.first, part.stop)]
     kept = 0
-    for stretch, again in recompute.stretches([""] * number):
+    for stretch, again in recompute.stretches(numbers):
         if again:
             kept += case.element * case.rows * case.model.hidden_size
-        else:
-            kept += len(stretch) * _layer(case)
+            continue
+        kept += len(stretch) * _layer(case)
+        if part.has_heads and not case.parallel.sequence_parallel and numbers[-1] in stretch:
+            kept += _behind(case, _wanted(case), _wanted(case)) - _behind(case, case.rows, case.tokens)
+            kept += 8 * _wanted(case) * bool(case.model.hidden_dropout)  # their keys
     return kept
 
 
@@ -49,20 +77,20 @@ def _embeddings(case: Case) -> int:
 
 
 def _heads(case: Case) -> int:
-    model, masked = case.model, case.masked
-    # Positions and labels, int64, and the sums of exponentials, fp32.
-    kept = masked * (4 * case.element * model.hidden_size + _STATISTICS + 20)
+    model, masked, wanted = case.model, case.masked, _wanted(case)
+    # Labels, int64, and the sums of exponentials, fp32.
+    kept = masked * (3 * case.element * model.hidden_size + _STATISTICS + 12)
     kept += case.element * masked * case.vocabulary_rows  # logits
-    if model.architecture == "megatron-bert":  # the input of the last LayerNorm
-        kept += case.rows * (case.element * model.hidden_size + _STATISTICS)
-    if not model.bert_no_binary_head:  # the pooler's input is a view of all hidden states
-        kept += case.element * case.tokens * model.hidden_size
+    kept += wanted * (case.element * model.hidden_size + 8)  # the rows that are read, and which they are
+    if _norm_first(case):  # the input of the last LayerNorm
+        rows = case.rows if case.parallel.sequence_parallel else wanted
+        kept += rows * (case.element * model.hidden_size + _STATISTICS)
     return kept
 
 
 def kept_by_part(case: Case, part: ModelPart) -> int:
     """Bytes kept of one micro-batch through a part: all that its backward needs, parameters not counted."""
-    model, kept = case.model, _layers(case, part.stop - part.first)
+    model, kept = case.model, _layers(case, part)
     if model.hidden_dropout or model.attention_dropout:  # keys, one set for all layers
         kept += 8 * (case.rows + case.tokens * (model.num_attention_heads // case.tensor))
     if part.has_embeddings:

@@ -51,6 +51,12 @@ def _recomputed(case: Case, layers: int) -> tuple[int, int]:
     return sum(stretches), len(stretches) if ends_early else 0
 
 
+def _last_is_recomputed(case: Case, layers: int) -> bool:
+    """Whether the last layer of a part is among those computed twice."""
+    *_, (_, again) = [pair for pair in Recompute.of(case.parallel).stretches([""] * layers) if pair[0]]
+    return again
+
+
 def _within_layers(case: Case, part: ModelPart, traffic: Traffic, masked: int) -> None:
     """Tensor parallelism: sums (or scattered sums and gathers) around the products of a part, in all micro-batches."""
     if case.tensor == 1:
@@ -67,7 +73,12 @@ def _within_layers(case: Case, part: ModelPart, traffic: Traffic, masked: int) -
         _add(traffic, "tensor", "reduce-scatter", calls, calls * whole)
     else:
         calls = case.micro_batches * (4 * layers + 2 * twice - spared + part.has_embeddings)
-        _add(traffic, "tensor", "all-reduce", calls, calls * whole)
+        size = calls * whole
+        if part.has_heads:  # behind the last attention only what the heads read: both forwards, and one backward
+            wanted = case.element * case.model.hidden_size * (case.samples * case.micro_batches + masked)
+            few = 3 + (2 - bool(spared) if _last_is_recomputed(case, layers) else 0)
+            size -= few * (case.micro_batches * whole - wanted)
+        _add(traffic, "tensor", "all-reduce", calls, size)
     if part.has_heads:  # the logits' maximum; sum of exponentials and target, fp32; the gradient of the head's input
         of_head = 12 + case.element * case.model.hidden_size
         _add(traffic, "tensor", "all-reduce", 3 * case.micro_batches, masked * of_head)

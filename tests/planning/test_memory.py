@@ -75,7 +75,7 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
     """
     what = ACTIVATIONS[name]
     for stage, kept in run_ranks(what.layout, kept_bytes, what):
-        close = 0.02 if what.parallel.recompute_granularity else 0.001
+        close = 0.03 if what.parallel.recompute_granularity else 0.001
         assert [kept_by_part(what, part) for part in what.parts(stage)] == pytest.approx(kept, rel=close)
 
 
@@ -92,11 +92,11 @@ def held_in_flight(what: Case) -> list[float]:
     [
         ({PP: 4}, [4, 3, 2, 1]),
         ({PP: 2}, [2, 1]),
-        ({PP: 2, VIRTUAL: 1}, [2.5, 1.5]),  # 2 x 2 + 1 chunks; both chunks of a stage are about equal
+        ({PP: 2, VIRTUAL: 8}, [2.5, 1.5]),  # 2 x 2 + 1 chunks; both chunks of a stage are about equal
     ],
 )
 def test_activations_in_flight_follow_the_plan(options: dict[str, Any], expected: list[float]) -> None:
-    what = case(options, micro_batches=16, masked=1, model=dataclasses.replace(SHAPE, num_layers=4, hidden_size=192))
+    what = case(options, micro_batches=16, masked=1, model=dataclasses.replace(SHAPE, num_layers=32, hidden_size=192))
     assert held_in_flight(what) == pytest.approx(expected, rel=0.12)
 
 
