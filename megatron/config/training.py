@@ -126,6 +126,8 @@ class TrainingConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite."""
     spike_threshold: float | None = None
     """Say which samples a step had whose loss is above this many times the running mean."""
+    compile: bool = False
+    """Compile the layers with torch.compile, at the first steps. On a CPU this is slower than without."""
     check_replicas_interval: int | None = None
     """Steps between comparisons of what ranks hold in common; a difference stops the run."""
 

@@ -26,8 +26,10 @@ def _layer(case: Case) -> int:
 def _before(case: Case) -> int:
     """Of a layer what is kept of all rows: its input, and queries, keys and values."""
     model = case.model
-    first = 2 * case.element * model.hidden_size + _STATISTICS if _norm_first(case) else case.element * model.hidden_size
-    return case.rows * first + case.element * case.tokens * (3 * model.hidden_size // case.tensor)
+    stream = case.element * model.hidden_size
+    if _norm_first(case):
+        stream += case.element * model.hidden_size + _STATISTICS
+    return case.rows * stream + case.element * case.tokens * (3 * model.hidden_size // case.tensor)
 
 
 def _behind(case: Case, rows: int, tokens: int) -> int:

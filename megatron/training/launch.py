@@ -23,7 +23,7 @@ from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.changes import check_changes
 from megatron.training.loop import Run, evaluate_only, train
-from megatron.training.model import build, new_optimizer
+from megatron.training.model import build, compile_layers, new_optimizer
 from megatron.training.profiling import check_profile
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
@@ -67,6 +67,8 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         traced = config.logging.pipeline_trace is not None
         model = build(config.model, config.parallel, config.precision, config.training.seed, context, traced=traced)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
+        if config.training.compile:
+            compile_layers(model.chunks)
     progress = Progress()
     lacking: tuple[str, ...] = ()
     changes: list[str] = []

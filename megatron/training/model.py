@@ -53,6 +53,18 @@ def build(
     )
 
 
+def compile_layers(chunks: Sequence[BertEncoder]) -> None:
+    """Compile each layer by torch.compile: its fused operations are operators that the compiler knows.
+
+    A layer's dropout sites are constants to the compiler, so that it compiles each layer once.
+    """
+    layers = [layer for chunk in chunks for layer in chunk.encoder.layers.values()]
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(layers))
+    for layer in layers:
+        layer.compile()
+
+
 def num_parameters(chunks: Sequence[BertEncoder], context: ParallelContext) -> int:
     """Elements of the global tensors that this stage holds; a table that two stages hold counts on the first."""
     shards = [shard_of(parameter) for chunk in chunks for parameter in chunk.parameters()]
