@@ -59,13 +59,16 @@ void forward(const BiasActivation<T>& a, Activation kind, int threads) {
 
 template <typename T>
 void backward(const BiasActivationGradients<T>& a, Activation kind, float* of_bias, int threads) {
-    const int64_t n = a.columns;
-    float* kept = scratch(static_cast<size_t>(threads * n));
-    std::fill(kept, kept + threads * n, 0.0f);
+    const int64_t n = a.columns, stride = 2 * n;
+    float* kept = scratch(static_cast<size_t>(threads * stride));
+    std::fill(kept, kept + threads * stride, 0.0f);
     over_parts(a.rows, threads, [&](int64_t first, int64_t last, int thread) {
-        backward_part(a, kind, first, last, kept + thread * n);
+        float *totals = kept + thread * stride, *sums = totals + n;
+        in_stretches(first, last, sums, totals, n, [&](int64_t row, int64_t end) {
+            backward_part(a, kind, row, end, sums);
+        });
     });
-    add_parts(kept, threads, n, n, of_bias);
+    add_parts(kept, threads, stride, n, of_bias);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // How the CPU launchers divide rows among threads, and add up what each thread summed over its rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -30,6 +31,20 @@ inline float* scratch(size_t count) {
     thread_local std::vector<float> kept;
     if (kept.size() < count) kept.resize(count);
     return kept.data();
+}
+
+// f(first row, last row) on stretches of a part; what it added to `sums` [columns] moves to `totals` after each, so that
+// rounding errors grow with the number of stretches and not of rows.
+template <typename F>
+void in_stretches(int64_t first, int64_t last, float* sums, float* totals, int64_t columns, F f) {
+    constexpr int64_t kRows = 32;
+    for (int64_t row = first; row < last; row += kRows) {
+        f(row, std::min(last, row + kRows));
+        for (int64_t c = 0; c < columns; ++c) {
+            totals[c] += sums[c];
+            sums[c] = 0.0f;
+        }
+    }
 }
 
 // Sums of columns of one thread each, [threads, columns], added in order of the threads to `into`.

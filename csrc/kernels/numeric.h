@@ -7,7 +7,7 @@
 
 namespace megatron {
 
-// e^x to about one unit in the last place; 0 below -87.3, e^88.7 above 88.7. Cody-Waite reduction, minimax polynomial.
+// e^x to about one unit in the last place; 0 below -87.3, infinite above 88.3. Cody-Waite reduction, minimax polynomial.
 MEGATRON_HD float exponential(float x) {
     const float bounded = x > 88.7f ? 88.7f : (x < -87.3f ? -87.3f : x);
     const float shifted = bounded * 1.44269504f + 12582912.0f;  // the sum's low bits are the nearest integer
@@ -55,20 +55,21 @@ enum class Activation : int { gelu = 0, gelu_tanh = 1, relu = 2 };
 // gelu: x times the normal distribution function; gelu_tanh: its approximation by tanh (arXiv 1606.08415).
 template <Activation kind>
 MEGATRON_HD float activated(float x) {
-    if (kind == Activation::relu) return x > 0.0f ? x : 0.0f;
+    if (kind == Activation::relu) return x <= 0.0f ? 0.0f : x;  // a NaN stays
     if (kind == Activation::gelu) return x * normal(x).distribution;
     return x * logistic(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
 template <Activation kind>
 MEGATRON_HD float activated_slope(float x) {
-    if (kind == Activation::relu) return x > 0.0f ? 1.0f : 0.0f;
+    if (kind == Activation::relu) return x <= 0.0f ? 0.0f : 1.0f;
     if (kind == Activation::gelu) {
         const Normal at = normal(x);
         return at.distribution + 0.3989422804f * x * at.bell;
     }
-    const float s = logistic(1.5957691216f * (x + 0.044715f * x * x * x));
-    return s + x * s * (1.0f - s) * 1.5957691216f * (1.0f + 0.134145f * x * x);
+    const float e = exponential(-1.5957691216f * (x + 0.044715f * x * x * x)), s = 1.0f / (1.0f + e);
+    const float rest = s < 0.5f ? 1.0f - s : e * s;  // 1 - s with all its digits
+    return s + x * s * rest * 1.5957691216f * (1.0f + 0.134145f * x * x);
 }
 
 }  // namespace megatron

@@ -61,7 +61,7 @@ def embedding_sum(ids: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
     shape = ids[0].shape
     if is_compiled(tables[0]):
         every = torch.stack([one.reshape(-1) for one in ids])
-        return _Embedding.apply(every, tuple(tables), *tables).view(*shape, -1)
+        return _Embedding.apply(every, tuple(tables), *tables).view(*shape, tables[0].shape[1])
     found = [
         F.embedding(one.clamp_min(0), table).masked_fill((one < 0).unsqueeze(-1), 0.0)
         for one, table in zip(ids, tables, strict=True)

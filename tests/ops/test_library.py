@@ -1,0 +1,65 @@
+"""The operators as torch sees them: schemas that say what is changed, and shapes without computing."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding
+from megatron.ops.library import LIBRARY
+from tests.ops.compare import DTYPES
+
+MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding]  # which define operators
+ROWS, COLUMNS, SITE = 6, 10, -5
+
+
+def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
+    """Calls of each operator."""
+
+    def rows() -> Tensor:
+        return torch.randn(ROWS, COLUMNS).to(dtype)
+
+    def columns() -> Tensor:
+        return torch.randn(COLUMNS).to(dtype)
+
+    def sums() -> Tensor:
+        return torch.randn(COLUMNS)
+
+    def numbers() -> Tensor:
+        return torch.rand(ROWS)
+
+    keys, labels, ids = torch.arange(ROWS), torch.arange(ROWS) + 2, torch.tensor([[0, 3, -1], [1, 1, 0]])
+    qkv, lengths, head_keys = torch.randn(5, 2, 3, 3, 4).to(dtype), torch.tensor([5, 3]), torch.arange(2 * 3 * 5)
+    tables, memory = [torch.randn(4, COLUMNS).to(dtype) for _ in range(2)], [torch.zeros(4, COLUMNS) for _ in range(2)]
+    return {
+        "dropout": [(rows(), 0.5, keys, SITE)],
+        "bias_activation": [(rows(), columns(), 0)],
+        "bias_activation_gradients": [(rows(), rows(), columns(), sums(), 1)],
+        "embedding": [(ids, tables)],
+        "embedding_gradients": [(torch.randn(3, COLUMNS).to(dtype), ids, memory)],
+        "add_norm": [
+            (rows(), columns(), rows(), columns(), columns(), 1e-5, keys, SITE, 0.5),
+            (rows(), columns(), rows(), None, None, 0.0, None, SITE, 0.0),
+            (None, None, rows(), columns(), columns(), 1e-5, None, SITE, 0.0),
+        ],
+        "add_norm_gradients": [
+            (rows(), rows(), rows(), columns(), numbers(), numbers(), True, sums(), sums(), sums(), keys, SITE, 0.5),
+            (rows(), None, None, None, None, None, True, sums(), None, None, None, SITE, 0.0),
+            (None, rows(), rows(), columns(), numbers(), numbers(), False, None, sums(), sums(), None, SITE, 0.0),
+        ],
+        "cross_entropy": [(rows(), columns(), labels, 2, 7)],
+        "cross_entropy_gradients_": [(rows(), columns(), labels, numbers(), numbers(), sums(), 2, 7)],
+        "attention": [(qkv, lengths, head_keys, SITE, 0.5), (qkv, None, None, SITE, 0.0)],
+        "attention_gradients": [(torch.randn(5, 2, 12).to(dtype), qkv, lengths, head_keys, SITE, 0.5)],
+    }
+
+
+def test_every_operator_is_here() -> None:
+    assert {name.split("::")[1] for name in LIBRARY._op_defs} == set(arguments(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", arguments(torch.float32))
+def test_schema_and_shapes(name: str, dtype: torch.dtype) -> None:
+    for call in arguments(dtype)[name]:
+        operator = getattr(torch.ops.megatron, name).default
+        torch.library.opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
