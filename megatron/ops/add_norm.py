@@ -63,8 +63,8 @@ def _empty(
     total = nothing if block is None else torch.empty_like(residual)
     if weight is None:
         return total, residual.new_empty(0), residual.new_empty(0), residual.new_empty(0)
-    statistics = residual.new_empty((2, rows), dtype=torch.float32)
-    return total, torch.empty_like(residual), statistics[0], statistics[1]
+    mean, rstd = (residual.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    return total, torch.empty_like(residual), mean, rstd
 
 
 def _backward(
