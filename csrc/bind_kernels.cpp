@@ -226,8 +226,9 @@ void call_adamw(uintptr_t weights, uintptr_t gradients, uintptr_t first, uintptr
     a.factor = static_cast<float>(factor);
     a.learning_rate = static_cast<float>(learning_rate);
     a.decay = static_cast<float>(decay);
-    a.beta1 = static_cast<float>(beta1);
     a.beta2 = static_cast<float>(beta2);
+    a.rest1 = static_cast<float>(1.0 - beta1);
+    a.rest2 = static_cast<float>(1.0 - beta2);
     a.epsilon = static_cast<float>(epsilon);
     a.correction1 = static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step)));
     a.correction2 = static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));

@@ -13,7 +13,8 @@ struct AdamW {
     float *weights, *first, *second;  // first and second moment
     const float* gradients;
     BFloat16* copy;  // may be null
-    float factor, learning_rate, decay, beta1, beta2, epsilon;
+    float factor, learning_rate, decay, beta2, epsilon;
+    float rest1, rest2;  // 1 - beta1, 1 - beta2: of betas in fp32 they would have lost digits
     float correction1, correction2;  // 1 - beta1^step, sqrt(1 - beta2^step)
 };
 
@@ -23,12 +24,12 @@ MEGATRON_HD void adamw_stretch(const Lanes& lanes, const AdamW& a, int64_t begin
     const float* gradients = a.gradients + begin;
     BFloat16* copy = kCopy ? a.copy + begin : nullptr;
     const float kept = 1.0f - a.learning_rate * a.decay, rate = a.learning_rate / a.correction1;
-    const float beta1 = a.beta1, beta2 = a.beta2, epsilon = a.epsilon, factor = a.factor;
+    const float beta2 = a.beta2, rest1 = a.rest1, rest2 = a.rest2, epsilon = a.epsilon, factor = a.factor;
     const float correction2 = a.correction2;
     lanes.each(end - begin, [&](int64_t i, int64_t) {
         const float g = gradients[i] * factor;
-        const float m = first[i] + (g - first[i]) * (1.0f - beta1);
-        const float v = second[i] * beta2 + (1.0f - beta2) * g * g;
+        const float m = first[i] + (g - first[i]) * rest1;
+        const float v = second[i] * beta2 + rest2 * g * g;
         const float w = weights[i] * kept - rate * m / (sqrtf(v) / correction2 + epsilon);
         first[i] = m;
         second[i] = v;

@@ -43,39 +43,36 @@ NO_DROPOUT = Kept(probability=0.0, keys=None, site_key=0)
 def _forward(
     block: Tensor | None, bias: Tensor | None, residual: Tensor, weight: Tensor | None, shift: Tensor | None,
     epsilon: float, keys: Tensor | None, site_key: int, probability: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    total, normalized, statistics = _empty(block, bias, residual, weight)
-    mean, rstd = (None, None) if weight is None else statistics
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    total, normalized, mean, rstd = _empty(block, bias, residual, weight)
     columns = residual.shape[-1]
     _C.add_norm(
         address(block), address(bias), address(residual), address(weight), address(shift), address(total),
         address(normalized), address(mean), address(rstd), residual.numel() // columns, columns, epsilon,
         address(keys), unsigned(site_key), probability, DTYPE_CODES[residual.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return total, normalized, statistics
+    return total, normalized, mean, rstd
 
 
 def _empty(
     block: Tensor | None, bias: Tensor | None, residual: Tensor, weight: Tensor | None, *_: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Results of `_forward`: the sum, normalized, and mean and inverse deviation of rows, fp32 [2, rows].
-
-    Those that do not occur have no elements.
-    """
-    total = residual.new_empty(0) if block is None else torch.empty_like(residual)
-    if weight is None:
-        return total, residual.new_empty(0), residual.new_empty(0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of `_forward`; those that do not occur have no elements."""
     rows = residual.numel() // residual.shape[-1]
-    return total, torch.empty_like(residual), residual.new_empty((2, rows), dtype=torch.float32)
+    nothing = residual.new_empty(0)
+    total = nothing if block is None else torch.empty_like(residual)
+    if weight is None:
+        return total, residual.new_empty(0), residual.new_empty(0), residual.new_empty(0)
+    mean, rstd = (residual.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    return total, torch.empty_like(residual), mean, rstd
 
 
 def _backward(
     of_total: Tensor | None, of_normalized: Tensor | None, total: Tensor | None, weight: Tensor | None,
-    statistics: Tensor | None, has_block: bool, of_bias: Tensor | None, of_weight: Tensor | None,
+    mean: Tensor | None, rstd: Tensor | None, has_block: bool, of_bias: Tensor | None, of_weight: Tensor | None,
     of_shift: Tensor | None, keys: Tensor | None, site_key: int, probability: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    of_residual, of_block = _empty_gradients(of_total, of_normalized, total, weight, statistics, has_block)
-    mean, rstd = (None, None) if statistics is None else statistics
+    of_residual, of_block = _empty_gradients(of_total, of_normalized, total, weight, mean, rstd, has_block)
     given = of_total if of_normalized is None else of_normalized
     assert given is not None
     columns = given.shape[-1]
@@ -90,7 +87,7 @@ def _backward(
 
 def _empty_gradients(
     of_total: Tensor | None, of_normalized: Tensor | None, total: Tensor | None, weight: Tensor | None,
-    statistics: Tensor | None, has_block: bool, *_: object,
+    mean: Tensor | None, rstd: Tensor | None, has_block: bool, *_: object,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     given = of_total if of_normalized is None else of_normalized
     assert given is not None
@@ -100,13 +97,13 @@ def _empty_gradients(
 
 define(
     "add_norm(Tensor? block, Tensor? bias, Tensor residual, Tensor? weight, Tensor? shift, float epsilon, "
-    "Tensor? keys, SymInt site_key, float probability) -> (Tensor, Tensor, Tensor)",
+    "Tensor? keys, SymInt site_key, float probability) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _empty,
 )
 define(
-    "add_norm_gradients(Tensor? of_total, Tensor? of_normalized, Tensor? total, Tensor? weight, Tensor? statistics, "
-    "bool has_block, Tensor(a!)? of_bias, Tensor(b!)? of_weight, Tensor(c!)? of_shift, Tensor? keys, "
+    "add_norm_gradients(Tensor? of_total, Tensor? of_normalized, Tensor? total, Tensor? weight, Tensor? mean, "
+    "Tensor? rstd, bool has_block, Tensor(a!)? of_bias, Tensor(b!)? of_weight, Tensor(c!)? of_shift, Tensor? keys, "
     "SymInt site_key, float probability) -> (Tensor, Tensor)",
     _backward,
     _empty_gradients,
@@ -122,13 +119,13 @@ class _AddNorm(torch.autograd.Function):
         shift: Tensor | None, epsilon: float, kept: Kept, held: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         block, residual = None if block is None else block.contiguous(), residual.contiguous()
-        total, normalized, statistics = torch.ops.megatron.add_norm(
+        total, normalized, mean, rstd = torch.ops.megatron.add_norm(
             block, bias, residual, weight, shift, epsilon, kept.keys, signed(kept.site_key), kept.probability
         )
         if weight is not None:
-            ctx.save_for_backward(residual if block is None else total, weight, statistics, kept.keys)
+            ctx.save_for_backward(residual if block is None else total, weight, mean, rstd, kept.keys)
         else:
-            ctx.save_for_backward(None, None, None, kept.keys)
+            ctx.save_for_backward(None, None, None, None, kept.keys)
         # Not among the saved tensors: recomputation would give back copies that are no parameters.
         ctx.arguments = (block is not None, kept, held)
         ctx.set_materialize_grads(False)
@@ -136,7 +133,7 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_total: Tensor | None, of_normalized: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, weight, statistics, keys = ctx.saved_tensors
+        total, weight, mean, rstd, keys = ctx.saved_tensors
         has_block, kept, held = ctx.arguments
         of_total = None if of_total is None or not has_block else of_total.contiguous()
         if weight is not None and of_normalized is None:  # nothing but the sum was used
@@ -145,7 +142,7 @@ class _AddNorm(torch.autograd.Function):
         of_normalized = None if weight is None or of_normalized is None else of_normalized.contiguous()
         memory = [(None, None) if parameter is None else gradient_memory(parameter) for parameter in held]
         of_residual, of_block = torch.ops.megatron.add_norm_gradients(
-            of_total, of_normalized, total, weight, statistics, has_block, *(into for into, _ in memory),
+            of_total, of_normalized, total, weight, mean, rstd, has_block, *(into for into, _ in memory),
             keys, signed(kept.site_key), kept.probability,
         )  # fmt: skip
         of_bias, of_weight, of_shift = (given for _, given in memory)

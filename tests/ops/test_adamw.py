@@ -8,16 +8,14 @@ from torch import Tensor
 from megatron.ops.adamw import Update, adamw_, sum_of_squares
 from tests.ops.compare import THREADS, assert_no_worse, new_memory_is_nan
 
-UPDATE = Update(
-    factor=0.7, learning_rate=1e-2, weight_decay=0.1, beta1=0.8, beta2=0.95, epsilon=1e-6, step=1
-)  # fmt: skip
+UPDATE = Update(factor=0.7, learning_rate=1e-2, weight_decay=0.1, beta1=0.9, beta2=0.999, epsilon=1e-6, step=1)
 STEPS = 4
 
 
 def example(size: int) -> tuple[Tensor, list[Tensor]]:
     """Weights, and a gradient for each step."""
     torch.manual_seed(size)
-    return torch.randn(size), [torch.randn(size) * 10.0 ** -step for step in range(STEPS)]
+    return torch.randn(size), [torch.randn(size) * 10.0**-step for step in range(STEPS)]
 
 
 def of_torch(weights: Tensor, gradients: list[Tensor]) -> list[Tensor]:

@@ -44,7 +44,9 @@ def gelu_new_terms(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(double), x * torch.sigmoid(double) * torch.sigmoid(-double) * slope
 
 
-@pytest.mark.parametrize(("activation", "terms", "lowest"), [("gelu", gelu_terms, -12.8), ("gelu_new", gelu_new_terms, -9.5)])
+@pytest.mark.parametrize(
+    ("activation", "terms", "lowest"), [("gelu", gelu_terms, -12.8), ("gelu_new", gelu_new_terms, -9.5)]
+)
 def test_digits_are_kept_far_in_the_tails(activation: ActivationName, terms: Function, lowest: float) -> None:
     """Down to the smallest fp32 numbers, where 1 + erf would have lost them all."""
     x = torch.linspace(lowest, 12.0, 4001)

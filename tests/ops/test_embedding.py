@@ -69,12 +69,12 @@ def test_gradients_are_added_to_fp32_memory(dtype: torch.dtype) -> None:
     for threads in THREADS:
         parameters = [torch.nn.Parameter(table.clone()), torch.nn.Parameter(other.clone())]
         for parameter in parameters:
-            parameter.main_grad = torch.ones_like(parameter, dtype=torch.float32)  # type: ignore[attr-defined]
+            parameter.main_grad = torch.ones_like(parameter, dtype=torch.float32)
         with new_memory_is_nan(threads):
             for gradient in gradients:
                 embedding_sum([first, second, third], [parameters[0], *parameters]).backward(gradient)
         assert all(parameter.grad is None for parameter in parameters)
-        found.append([parameter.main_grad for parameter in parameters])  # type: ignore[attr-defined]
+        found.append([parameter.main_grad for parameter in parameters])
     for one in found:
         for result, truth, alike in zip(one, exact, found[0], strict=True):
             torch.testing.assert_close(result.double(), truth, rtol=1e-6, atol=1e-5)

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.cross_entropy import vocab_parallel_cross_entropy
 from megatron.mpu.grads import FlatParameters
-from megatron.mpu.layers import Linear, VocabParallelBias
+from megatron.mpu.layers import LayerNorm, Linear, VocabParallelBias
 from megatron.mpu.linear import WeightQueue, linear
 from megatron.mpu.sharding import Initial, initialize, new_parameter
-from megatron.ops.add_norm import Kept, Norm, add, add_norm
+from megatron.ops.add_norm import Kept, add, add_norm
 from megatron.ops.bias_activation import bias_activation
 from megatron.ops.embedding import embedding_sum
 from megatron.ops.main_grad import add_product, add_sum, gradient_memory
@@ -32,8 +32,8 @@ def parameter_of(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
 
 def owned(parameter: nn.Parameter) -> Tensor:
     """fp32 memory for the parameter's gradient, which is not empty."""
-    parameter.main_grad = torch.ones_like(parameter, dtype=torch.float32)  # type: ignore[attr-defined]
-    return parameter.main_grad  # type: ignore[attr-defined, no-any-return]
+    parameter.main_grad = torch.ones_like(parameter, dtype=torch.float32)
+    return parameter.main_grad
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,10 +69,10 @@ def test_micro_batches_add_up_in_fp32(name: str, dtype: torch.dtype) -> None:
         assert add_gradient(with_memory, rows, columns) is None
         given = add_gradient(without, rows, columns)
         assert given is not None
-        torch.testing.assert_close(given.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+        torch.testing.assert_close(given.double(), truth, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
         plain += given.to(dtype)
     error, error_of_plain = (memory - exact).norm() / exact.norm(), (plain - exact).norm() / exact.norm()
-    assert error <= torch.finfo(dtype).eps / 4
+    assert error <= (1e-7 if dtype == torch.float32 or name == "sum" else torch.finfo(dtype).eps / 4)
     assert dtype == torch.float32 or error < error_of_plain / 4
 
 
@@ -87,14 +87,13 @@ class Tied(nn.Module):
         self.last = Linear(8, 8, std=0.5)
         self.scale = new_parameter((8,), SPREAD)  # by torch's own operations
         self.logits = VocabParallelBias(11, SINGLE)
-        self.norm = nn.LayerNorm(8)
+        self.norm = LayerNorm(8, 1e-5)
         self.queue, self.again = queue, again
 
     def block(self, x: Tensor) -> Tensor:
-        norm = Norm(weight=self.norm.weight, shift=self.norm.bias, epsilon=1e-5)
         kept = Kept(probability=0.25, keys=torch.arange(len(x)), site_key=3)
         branch = bias_activation(self.dense.product(x), self.dense.bias, "gelu")
-        total, normalized = add_norm(branch, self.last.bias, x, kept, norm)
+        total, normalized = add_norm(branch, self.last.bias, x, kept, self.norm.norm)
         return add(linear(normalized, self.last.weight, None, queue=self.queue), self.last.bias, total, kept)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -109,6 +108,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_gradient_arrives_once_a_backward(dtype: torch.dtype, put_off: bool, again: bool) -> None:
     """And is what autograd adds up by itself in fp64 where nobody owns the gradients."""
+    torch.manual_seed(1)
     queue = WeightQueue(open=put_off)
     owner, plain = Tied(queue if put_off else None, again=again), Tied(None, again=False)
     initialize(owner, 1)
@@ -125,9 +125,9 @@ def test_each_gradient_arrives_once_a_backward(dtype: torch.dtype, put_off: bool
         assert sum(bucket.missing for bucket in flat.buckets) == len(flat.names) * (3 - done) + put_off
         for product in waiting:
             product()
-        assert [bucket.missing for bucket in flat.buckets] == [len(bucket.names) * (3 - done) for bucket in flat.buckets]
+        assert all(bucket.missing == len(bucket.names) * (3 - done) for bucket in flat.buckets)
     flat.finish_reduction()
-    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.3}
     for own, other in zip(owner.parameters(), plain.parameters(), strict=True):
         assert own.grad is None and other.grad is not None
-        torch.testing.assert_close(own.main_grad.double(), other.grad, **close)  # type: ignore[attr-defined]
+        error = (own.main_grad - other.grad).norm() / other.grad.norm()
+        assert error < 4 * torch.finfo(dtype).eps
