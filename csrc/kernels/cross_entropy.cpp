@@ -49,13 +49,16 @@ void forward(const CrossEntropy<T>& a, const RowStatistics& out, int threads) {
 
 template <typename T>
 void backward(const CrossEntropy<T>& a, const float* normalizer, const float* factor, float* of_bias, int threads) {
-    const int64_t n = a.valid;
-    float* kept = scratch(static_cast<size_t>(threads * n));
-    std::fill(kept, kept + threads * n, 0.0f);
+    const int64_t n = a.valid, stride = 2 * n;
+    float* kept = scratch(static_cast<size_t>(threads * stride));
+    std::fill(kept, kept + threads * stride, 0.0f);
     over_parts(a.rows, threads, [&](int64_t first, int64_t last, int thread) {
-        backward_part(a, normalizer, factor, first, last, kept + thread * n);
+        float *totals = kept + thread * stride, *sums = totals + n;
+        in_stretches(first, last, sums, totals, n, [&](int64_t row, int64_t end) {
+            backward_part(a, normalizer, factor, row, end, sums);
+        });
     });
-    add_parts(kept, threads, n, n, of_bias);
+    add_parts(kept, threads, stride, n, of_bias);
 }
 
 }  // namespace

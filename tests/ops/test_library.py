@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding
+from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad
 from megatron.ops.library import LIBRARY
 from tests.ops.compare import DTYPES
 
-MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding]  # which define operators
+MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad]  # which define operators
 ROWS, COLUMNS, SITE = 6, 10, -5
 
 
@@ -48,6 +48,7 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
         ],
         "cross_entropy": [(rows(), columns(), labels, 2, 7)],
         "cross_entropy_gradients_": [(rows(), columns(), labels, numbers(), numbers(), sums(), 2, 7)],
+        "add_rows_": [(sums(), rows()), (sums(), rows()[:1])],
         "attention": [(qkv, lengths, head_keys, SITE, 0.5), (qkv, None, None, SITE, 0.0)],
         "attention_gradients": [(torch.randn(5, 2, 12).to(dtype), qkv, lengths, head_keys, SITE, 0.5)],
     }
