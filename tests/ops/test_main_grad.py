@@ -72,7 +72,7 @@ def test_micro_batches_add_up_in_fp32(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(given.double(), truth, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
         plain += given.to(dtype)
     error, error_of_plain = (memory - exact).norm() / exact.norm(), (plain - exact).norm() / exact.norm()
-    assert error <= (1e-7 if dtype == torch.float32 or name == "sum" else torch.finfo(dtype).eps / 4)
+    assert error <= (2e-7 if dtype == torch.float32 or name == "sum" else torch.finfo(dtype).eps / 4)
     assert dtype == torch.float32 or error < error_of_plain / 4
 
 
