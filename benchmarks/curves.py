@@ -13,7 +13,11 @@ from matplotlib import pyplot
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw the results of quality.py as SVG, byte for byte the same each time; a colour a name, a line a seed."""
-    matplotlib.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none"})
+    with matplotlib.rc_context({"svg.hashsalt": "quality", "svg.fonttype": "none"}):
+        _draw(found, path)
+
+
+def _draw(found: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(run["name"] for run in found["runs"]))
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for axis, column, label in zip(axes, (0, 1), ("step", "seconds of training"), strict=True):

@@ -21,7 +21,7 @@ MOST_OPERATIONS = 10
 # which only communicate), and of compilers.
 _NAMES = (
     (ATTENTION, re.compile(r"(?i)attention|^aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),
-    (PRODUCTS, re.compile(r"(?i)linear|^aten::(mm|addmm|addmv|mv)$")),
+    (PRODUCTS, re.compile(r"(?i)linear|^aten::(mm|addmm_?|addmv|mv)$")),
     (FUSED, re.compile(r"fused|triton|^megatron::|^_(?!Reduce|Gather)[A-Z]")),
 )
 

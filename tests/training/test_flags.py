@@ -270,6 +270,7 @@ def test_every_flag_is_tried_somewhere() -> None:
         "tokenizer_model",  # test_tokenizers
         "optimizer",  # one choice
         "dry_run", "world_size", "rank",  # end_to_end/test_dry_run
+        "compile",  # test_compile
         "profile", "profile_step_start", "profile_step_end", "profile_ranks",  # test_profiling
     }  # fmt: skip
     layouts = [Path(__file__).parents[1] / "layouts" / name for name in ("test_layouts.py", "test_command_line.py")]
