@@ -17,13 +17,13 @@ GROUPS = {
     "attention: products": r"\bbmm\b|baddbmm",
     "attention: fused": r"attention",
     "attention: softmax": r"softmax",
-    "LayerNorm": r"layer_?norm",
-    "GELU": r"gelu",
+    "dropout, residual, LayerNorm": r"layer_?norm|add_?norm",
+    "GELU": r"gelu|bias_?activation",
     "dropout": r"dropout",
-    "linear layers and head: products": r"\b(mm|addmm|matmul|linear)\b|linear",
+    "linear layers and head: products": r"\b(mm|addmm_?|matmul|linear)\b|linear",
     "embeddings and gather": r"embedding|index|gather|scatter",
     "copies": r"copy|\bto\b|\bcontiguous\b|clone|cat\b|stack",
-    "sums": r"\bsum\b",
+    "sums": r"\bsum\b|add_rows",
     "additions and other element-wise work": r"\b(add|mul|div|sub|exp|fill|zero|neg|tanh|tanh_backward)_?\b",
 }
 
