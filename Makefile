@@ -2,7 +2,7 @@
 # make quickstart   text -> vocabulary -> pre-training -> Hugging Face -> fine-tuning, in minutes on a CPU
 # make test         all CPU tests but the slow ones; make test-all runs those too
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
-# make bench        the training step against transformers: speed and memory; half an hour on two idle cores
+# make bench        the training step against transformers: speed, short texts, memory; half an hour on two idle cores
 # make lint types imports   what CI checks besides; make format mends what can be mended
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
@@ -55,6 +55,7 @@ sanitize: install
 
 bench: install
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/render.py
 
