@@ -55,7 +55,8 @@ def test_model_flops_are_of_real_tokens_and_masks(
     said = line.split(": ", 1)[1].split(" TFLOP/s, measured: products of 1024 x 1024 matrices in ")
     assert float(said[0].replace(",", "")) == pytest.approx(peak, rel=1e-2)
     assert said[1] == ("bf16" if "bf16" in flags else "fp32")
-    assert rows[-1]["peak_memory_bytes"] <= peak_memory(CPU)[0]
+    # Linux counts a process's pages in batches: a later reading of one peak may be a few pages lower.
+    assert 0 < rows[-1]["peak_memory_bytes"] <= 1.001 * peak_memory(CPU)[0]
     steps = [line for line in out.splitlines() if line.startswith("step ")]
     assert all(f"{row['tokens_per_second']:.0f} tokens/s" in line for row, line in zip(rows, steps, strict=True))
     assert all(f"(MFU {row['mfu']:.1%})" in line for row, line in zip(rows, steps, strict=True))
