@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "bind_arguments.h"
 #include "kernels/attention.h"
 
 namespace py = pybind11;
@@ -12,60 +13,48 @@ namespace py = pybind11;
 namespace megatron {
 namespace {
 
-AttentionInputs inputs_of(uintptr_t qkv, int dtype, int64_t sequence, int64_t batch, int64_t heads, int64_t size,
-                          uintptr_t lengths, uintptr_t keys, uint64_t site_key, double probability, int threads) {
-    if (sequence < 0 || batch < 0 || heads < 0 || size < 1 || threads < 1) {
-        throw py::value_error("attention: negative size or no thread");
-    }
-    if (!(probability >= 0.0 && probability < 1.0)) throw py::value_error("attention: probability must be in [0, 1)");
-    if (dtype != 0 && dtype != 1) throw py::value_error("attention: dtype must be 0 (fp32) or 1 (bf16)");
-    return {reinterpret_cast<const void*>(qkv),
-            static_cast<DType>(dtype),
-            sequence,
-            batch,
-            heads,
-            size,
-            reinterpret_cast<const int64_t*>(lengths),
-            reinterpret_cast<const uint64_t*>(keys),
-            site_key,
-            probability};
+AttentionInputs inputs_of(uintptr_t qkv, int64_t sequence, int64_t batch, int64_t heads, int64_t size,
+                          uintptr_t lengths, uintptr_t keys, int64_t site_key, double probability, int dtype,
+                          int threads) {
+    if (sequence < 0 || batch < 0) throw py::value_error("attention: a size is negative");
+    check(heads, size, threads);
+    return {at<const void>(qkv), format(dtype), sequence,
+            batch,               heads,         size,
+            at<const int64_t>(lengths), site(keys, site_key, probability)};
+}
+
+void call_forward(uintptr_t qkv, uintptr_t context, int64_t sequence, int64_t batch, int64_t heads, int64_t size,
+                  uintptr_t lengths, uintptr_t keys, int64_t site_key, double probability, const std::string& target,
+                  int dtype, int threads) {
+    const AttentionInputs inputs =
+        inputs_of(qkv, sequence, batch, heads, size, lengths, keys, site_key, probability, dtype, threads);
+    py::gil_scoped_release release;
+    attention_forward(inputs, at<void>(context), target, threads);
+}
+
+void call_backward(uintptr_t qkv, uintptr_t of_context, uintptr_t of_qkv, int64_t sequence, int64_t batch,
+                   int64_t heads, int64_t size, uintptr_t lengths, uintptr_t keys, int64_t site_key,
+                   double probability, const std::string& target, int dtype, int threads) {
+    const AttentionInputs inputs =
+        inputs_of(qkv, sequence, batch, heads, size, lengths, keys, site_key, probability, dtype, threads);
+    py::gil_scoped_release release;
+    attention_backward(inputs, at<const void>(of_context), at<void>(of_qkv), target, threads);
 }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
     m.attr("attention_targets") = attention_targets();
-    m.def(
-        "attention_forward",
-        [](uintptr_t qkv, uintptr_t context, int dtype, int64_t sequence, int64_t batch, int64_t heads, int64_t size,
-           uintptr_t lengths, uintptr_t keys, uint64_t site_key, double probability, const std::string& target,
-           int threads) {
-            const AttentionInputs inputs = inputs_of(qkv, dtype, sequence, batch, heads, size, lengths, keys, site_key,
-                                                     probability, threads);
-            py::gil_scoped_release release;
-            attention_forward(inputs, reinterpret_cast<void*>(context), target, threads);
-        },
-        py::arg("qkv_ptr"), py::arg("context_ptr"), py::arg("dtype_code"), py::arg("sequence"), py::arg("batch"),
-        py::arg("heads"), py::arg("size"), py::arg("lengths_ptr"), py::arg("keys_ptr"), py::arg("site_key"),
-        py::arg("probability"), py::arg("target"), py::arg("threads"),
-        "Attention with counter-hash dropout of contiguous qkv [sequence, batch, heads, 3, size] at raw addresses "
-        "(dtype_code 0 fp32, 1 bf16; lengths int64 [batch] or 0; keys [batch * heads * sequence] or 0) to context "
-        "[sequence, batch, heads * size]. target: one of attention_targets.");
-    m.def(
-        "attention_backward",
-        [](uintptr_t qkv, uintptr_t context_gradient, uintptr_t qkv_gradient, int dtype, int64_t sequence,
-           int64_t batch, int64_t heads, int64_t size, uintptr_t lengths, uintptr_t keys, uint64_t site_key,
-           double probability, const std::string& target, int threads) {
-            const AttentionInputs inputs = inputs_of(qkv, dtype, sequence, batch, heads, size, lengths, keys, site_key,
-                                                     probability, threads);
-            py::gil_scoped_release release;
-            attention_backward(inputs, reinterpret_cast<const void*>(context_gradient),
-                               reinterpret_cast<void*>(qkv_gradient), target, threads);
-        },
-        py::arg("qkv_ptr"), py::arg("context_gradient_ptr"), py::arg("qkv_gradient_ptr"), py::arg("dtype_code"),
-        py::arg("sequence"), py::arg("batch"), py::arg("heads"), py::arg("size"), py::arg("lengths_ptr"),
-        py::arg("keys_ptr"), py::arg("site_key"), py::arg("probability"), py::arg("target"), py::arg("threads"),
-        "The gradient of qkv, contiguous, from that of the context; other arguments as in attention_forward.");
+    m.def("attention", &call_forward, py::arg("qkv"), py::arg("context"), py::arg("sequence"), py::arg("batch"),
+          py::arg("heads"), py::arg("size"), py::arg("lengths"), py::arg("keys"), py::arg("site_key"),
+          py::arg("probability"), py::arg("target"), py::arg("dtype_code"), py::arg("threads"),
+          "Attention with counter-hash dropout of contiguous qkv [sequence, batch, heads, 3, size] (lengths: int64 "
+          "[batch] or 0; keys: [batch * heads * sequence] or 0) to context [sequence, batch, heads * size]. target: "
+          "one of attention_targets.");
+    m.def("attention_gradients", &call_backward, py::arg("qkv"), py::arg("of_context"), py::arg("of_qkv"),
+          py::arg("sequence"), py::arg("batch"), py::arg("heads"), py::arg("size"), py::arg("lengths"),
+          py::arg("keys"), py::arg("site_key"), py::arg("probability"), py::arg("target"), py::arg("dtype_code"),
+          py::arg("threads"), "The gradient of qkv from that of the context; other arguments as in attention.");
 }
 
 }  // namespace megatron

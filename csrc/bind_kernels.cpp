@@ -1,5 +1,4 @@
-// The part of the Python module megatron._C that computes on tensors, given by address (0: none). Shapes, strides and
-// number formats are checked in megatron/ops; here only what would make the arithmetic undefined.
+// The part of the Python module megatron._C that computes on rows of tensors.
 #include "bind_kernels.h"
 
 #include <pybind11/stl.h>
@@ -8,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_arguments.h"
 #include "kernels/launchers.h"
 
 namespace py = pybind11;
@@ -15,31 +15,14 @@ namespace py = pybind11;
 namespace megatron {
 namespace {
 
-template <typename T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-void check(int64_t rows, int64_t columns, int threads) {
-    if (rows < 0 || columns < 1) throw py::value_error("a size is negative, or a row is empty");
-    if (threads < 1) throw py::value_error("at least one thread is needed");
-}
-
 // f(T()) with the type of a number format's code.
 template <typename F>
 void with_format(int code, F f) {
-    if (code == static_cast<int>(DType::float32)) {
+    if (format(code) == DType::float32) {
         f(float());
-    } else if (code == static_cast<int>(DType::bfloat16)) {
-        f(BFloat16());
     } else {
-        throw py::value_error("dtype_code must be 0 (fp32) or 1 (bf16)");
+        f(BFloat16());
     }
-}
-
-DropoutSite site(uintptr_t keys, uint64_t site_key, double probability) {
-    if (!(probability >= 0.0 && probability < 1.0)) throw py::value_error("dropout: probability must be in [0, 1)");
-    return dropout_site(at<const uint64_t>(keys), site_key, probability);
 }
 
 Activation activation(int code) {
@@ -47,12 +30,12 @@ Activation activation(int code) {
     return static_cast<Activation>(code);
 }
 
-void call_dropout(uintptr_t x, uintptr_t y, int64_t rows, int64_t columns, uintptr_t keys, uint64_t site_key,
-                  double probability, int format, int threads) {
+void call_dropout(uintptr_t x, uintptr_t y, int64_t rows, int64_t columns, uintptr_t keys, int64_t site_key,
+                  double probability, int dtype, int threads) {
     check(rows, columns, threads);
     const DropoutSite kept = site(keys, site_key, probability);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         dropout(Dropout<T>{rows, columns, at<const T>(x), at<T>(y), kept}, threads);
     });
@@ -63,7 +46,7 @@ void check_tables(size_t tables) {
 }
 
 void call_embedding(const std::vector<uintptr_t>& tables, const std::vector<int64_t>& sizes, uintptr_t ids,
-                    uintptr_t out, int64_t rows, int64_t columns, int format, int threads) {
+                    uintptr_t out, int64_t rows, int64_t columns, int dtype, int threads) {
     check(rows, columns, threads);
     check_tables(tables.size());
     for (size_t table = 0; table < sizes.size(); ++table) {
@@ -76,7 +59,7 @@ void call_embedding(const std::vector<uintptr_t>& tables, const std::vector<int6
         }
     }
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         Embedding<T> a{rows, columns, static_cast<int>(tables.size()), {}, at<const int64_t>(ids), at<T>(out)};
         for (size_t i = 0; i < tables.size(); ++i) a.table[i] = at<const T>(tables[i]);
@@ -85,11 +68,11 @@ void call_embedding(const std::vector<uintptr_t>& tables, const std::vector<int6
 }
 
 void call_embedding_gradients(const std::vector<uintptr_t>& into, uintptr_t ids, uintptr_t gradient, int64_t rows,
-                              int64_t columns, int format, int threads) {
+                              int64_t columns, int dtype, int threads) {
     check(rows, columns, threads);
     check_tables(into.size());
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         EmbeddingGradients<T> a{rows, columns, static_cast<int>(into.size()), {}, at<const int64_t>(ids),
                                 at<const T>(gradient)};
@@ -100,10 +83,10 @@ void call_embedding_gradients(const std::vector<uintptr_t>& into, uintptr_t ids,
 
 void call_add_norm(uintptr_t block, uintptr_t bias, uintptr_t residual, uintptr_t weight, uintptr_t shift,
                    uintptr_t sum, uintptr_t normalized, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t columns,
-                   double epsilon, uintptr_t keys, uint64_t site_key, double probability, int format, int threads) {
+                   double epsilon, uintptr_t keys, int64_t site_key, double probability, int dtype, int threads) {
     check(rows, columns, threads);
     const DropoutSite kept = site(keys, site_key, probability);
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         const AddNorm<T> a{rows,
                            columns,
@@ -126,10 +109,10 @@ void call_add_norm(uintptr_t block, uintptr_t bias, uintptr_t residual, uintptr_
 void call_add_norm_gradients(uintptr_t of_sum, uintptr_t of_normalized, uintptr_t sum, uintptr_t weight, uintptr_t mean,
                              uintptr_t rstd, uintptr_t of_residual, uintptr_t of_block, uintptr_t of_bias,
                              uintptr_t of_weight, uintptr_t of_shift, int64_t rows, int64_t columns, uintptr_t keys,
-                             uint64_t site_key, double probability, int format, int threads) {
+                             int64_t site_key, double probability, int dtype, int threads) {
     check(rows, columns, threads);
     const DropoutSite kept = site(keys, site_key, probability);
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         const AddNormGradients<T> a{rows,
                                     columns,
@@ -147,12 +130,12 @@ void call_add_norm_gradients(uintptr_t of_sum, uintptr_t of_normalized, uintptr_
     });
 }
 
-void call_bias_activation(uintptr_t x, uintptr_t bias, uintptr_t y, int64_t rows, int64_t columns, int kind, int format,
+void call_bias_activation(uintptr_t x, uintptr_t bias, uintptr_t y, int64_t rows, int64_t columns, int kind, int dtype,
                           int threads) {
     check(rows, columns, threads);
     const Activation function = activation(kind);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         bias_activation(BiasActivation<T>{rows, columns, at<const T>(x), at<const T>(bias), at<T>(y)}, function,
                         threads);
@@ -160,11 +143,11 @@ void call_bias_activation(uintptr_t x, uintptr_t bias, uintptr_t y, int64_t rows
 }
 
 void call_bias_activation_gradients(uintptr_t of_y, uintptr_t x, uintptr_t bias, uintptr_t of_x, uintptr_t of_bias,
-                                    int64_t rows, int64_t columns, int kind, int format, int threads) {
+                                    int64_t rows, int64_t columns, int kind, int dtype, int threads) {
     check(rows, columns, threads);
     const Activation function = activation(kind);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         const BiasActivationGradients<T> a{rows,           columns,           at<const T>(of_y),
                                            at<const T>(x), at<const T>(bias), at<T>(of_x)};
@@ -177,12 +160,12 @@ void check_columns(int64_t valid, int64_t columns) {
 }
 
 void call_cross_entropy(uintptr_t logits, uintptr_t bias, uintptr_t labels, uintptr_t largest, uintptr_t total,
-                        uintptr_t target, int64_t rows, int64_t columns, int64_t valid, int64_t start, int format,
+                        uintptr_t target, int64_t rows, int64_t columns, int64_t valid, int64_t start, int dtype,
                         int threads) {
     check(rows, columns, threads);
     check_columns(valid, columns);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         const CrossEntropy<T> a{rows, columns, valid, start, at<T>(logits), at<const T>(bias), at<const int64_t>(labels)};
         cross_entropy(a, RowStatistics{at<float>(largest), at<float>(total), at<float>(target)}, threads);
@@ -191,21 +174,21 @@ void call_cross_entropy(uintptr_t logits, uintptr_t bias, uintptr_t labels, uint
 
 void call_cross_entropy_gradients(uintptr_t logits, uintptr_t bias, uintptr_t labels, uintptr_t normalizer,
                                   uintptr_t factor, uintptr_t of_bias, int64_t rows, int64_t columns, int64_t valid,
-                                  int64_t start, int format, int threads) {
+                                  int64_t start, int dtype, int threads) {
     check(rows, columns, threads);
     check_columns(valid, columns);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         const CrossEntropy<T> a{rows, columns, valid, start, at<T>(logits), at<const T>(bias), at<const int64_t>(labels)};
         cross_entropy_gradients(a, at<const float>(normalizer), at<const float>(factor), at<float>(of_bias), threads);
     });
 }
 
-void call_add_rows(uintptr_t into, uintptr_t x, int64_t rows, int64_t columns, int format, int threads) {
+void call_add_rows(uintptr_t into, uintptr_t x, int64_t rows, int64_t columns, int dtype, int threads) {
     check(rows, columns, threads);
     py::gil_scoped_release release;
-    with_format(format, [&](auto t) {
+    with_format(dtype, [&](auto t) {
         using T = decltype(t);
         add_rows(at<float>(into), at<const T>(x), rows, columns, threads);
     });

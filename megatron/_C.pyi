@@ -247,35 +247,35 @@ def adamw(
     threads: int,
 ) -> None: ...
 def sum_of_squares(x: int, count: int, threads: int) -> float: ...
-def attention_forward(
-    qkv_ptr: int,
-    context_ptr: int,
-    dtype_code: int,
+def attention(
+    qkv: int,
+    context: int,
     sequence: int,
     batch: int,
     heads: int,
     size: int,
-    lengths_ptr: int,
-    keys_ptr: int,
+    lengths: int,
+    keys: int,
     site_key: int,
     probability: float,
     target: str,
+    dtype_code: int,
     threads: int,
 ) -> None: ...
-def attention_backward(
-    qkv_ptr: int,
-    context_gradient_ptr: int,
-    qkv_gradient_ptr: int,
-    dtype_code: int,
+def attention_gradients(
+    qkv: int,
+    of_context: int,
+    of_qkv: int,
     sequence: int,
     batch: int,
     heads: int,
     size: int,
-    lengths_ptr: int,
-    keys_ptr: int,
+    lengths: int,
+    keys: int,
     site_key: int,
     probability: float,
     target: str,
+    dtype_code: int,
     threads: int,
 ) -> None: ...
 def permute(n: int, key: int, places: NDArray[np.int64]) -> NDArray[np.int64]: ...

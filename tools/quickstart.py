@@ -147,12 +147,12 @@ def run(step: Step, folder: Path) -> float:
     return time.monotonic() - start
 
 
-def prepare(todo: tuple[Step, ...], folder: Path) -> None:
+def prepare(chosen: tuple[Step, ...], folder: Path) -> None:
     """Make the folder; one that other commands have filled is removed first, unless it is not a quickstart's.
 
     Raises `UserError` for a folder with other things in it.
     """
-    commands = "\n\n".join(step.command for step in todo) + "\n"
+    commands = "\n\n".join(step.command for step in chosen) + "\n"
     written = folder / "commands.txt"
     if not written.exists() and folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} has files that are not a quickstart's: name a new folder")
@@ -163,12 +163,12 @@ def prepare(todo: tuple[Step, ...], folder: Path) -> None:
     written.write_text(commands, encoding="utf-8")
 
 
-def run_all(todo: tuple[Step, ...], folder: Path) -> dict[str, float]:
+def run_all(chosen: tuple[Step, ...], folder: Path) -> dict[str, float]:
     """Run the steps that are not finished; each one's seconds by name. A finished step leaves STEP.done."""
     seconds: dict[str, float] = {}
-    for number, step in enumerate(todo, start=1):
+    for number, step in enumerate(chosen, start=1):
         done = folder / f"{step.name}.done"
-        print(f"\n[{number}/{len(todo)}] {step.name}: {step.purpose}")
+        print(f"\n[{number}/{len(chosen)}] {step.name}: {step.purpose}")
         if done.exists():
             seconds[step.name] = float(done.read_text(encoding="utf-8"))
             print(f"  finished earlier in {seconds[step.name]:.1f} s; delete {folder} to do it again")
@@ -225,9 +225,9 @@ def main() -> None:
     config = parse(QuickstartConfig, prog="quickstart.py", description=QuickstartConfig.__doc__ or "")
     os.chdir(ROOT)
     folder = Path(config.output)
-    todo = steps(folder)
-    prepare(todo, folder)
-    seconds = run_all(todo, folder)
+    chosen = steps(folder)
+    prepare(chosen, folder)
+    seconds = run_all(chosen, folder)
     summary = summarize(folder, seconds)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"\n{table(summary, seconds)}\n")

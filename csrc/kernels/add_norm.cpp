@@ -1,7 +1,5 @@
 #include "add_norm.h"
 
-#include <algorithm>
-
 #include "../clones.h"
 #include "cpu.h"
 #include "launchers.h"
@@ -73,20 +71,13 @@ void forward(const AddNorm<T>& a, int threads) {
 
 template <typename T>
 void backward(const AddNormGradients<T>& a, const ColumnSums& sums, int threads) {
-    const int64_t n = a.columns, stride = 7 * n;
-    float* kept = scratch(static_cast<size_t>(threads * stride));
-    std::fill(kept, kept + threads * stride, 0.0f);
-    over_parts(a.rows, threads, [&](int64_t first, int64_t last, int thread) {
-        float *totals = kept + thread * stride, *own = totals + 3 * n, *values = own + 3 * n;
-        in_stretches(first, last, own, totals, 3 * n, [&](int64_t row, int64_t end) {
-            backward_part(a, row, end, values, ColumnSums{own, own + n, own + 2 * n});
-        });
-    });
-    if (a.of_block != nullptr) add_parts(kept, threads, stride, n, sums.bias);
-    if (a.weight != nullptr) {
-        add_parts(kept + n, threads, stride, n, sums.weight);
-        add_parts(kept + 2 * n, threads, stride, n, sums.shift);
-    }
+    const int64_t n = a.columns;
+    float* of_bias = a.of_block == nullptr ? nullptr : sums.bias;
+    float *of_weight = a.weight == nullptr ? nullptr : sums.weight, *of_shift = a.weight == nullptr ? nullptr : sums.shift;
+    sum_over_rows(a.rows, n, n, threads, {of_bias, of_weight, of_shift},
+                  [&](int64_t first, int64_t last, float* own, float* values) {
+                      backward_part(a, first, last, values, ColumnSums{own, own + n, own + 2 * n});
+                  });
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ struct ColumnSums {
 template <bool kBlock, bool kDropout, bool kNorm, typename Lanes, typename T>
 MEGATRON_HD void add_norm_row(const Lanes& lanes, const AddNorm<T>& a, int64_t row, float* values) {
     const int64_t n = a.columns, start = row * n;
-    const RowKey key(kDropout ? mix64(a.dropout.keys[row] ^ a.dropout.site_key) : 0);
+    const RowKey key = kDropout ? row_key(a.dropout, row) : RowKey(0);
     const uint32_t threshold = a.dropout.threshold;
     const float scale = a.dropout.scale;
     const T *block = a.block + start, *bias = a.bias, *residual = a.residual + start;
@@ -110,7 +110,7 @@ MEGATRON_HD void add_norm_gradient_row(const Lanes& lanes, const AddNormGradient
         lanes.each(n, [&](int64_t c, int64_t slot) { values[slot] = to_float(of_sum[c]); });
     }
     if (!kBlock) return;
-    const RowKey key(kDropout ? mix64(a.dropout.keys[row] ^ a.dropout.site_key) : 0);
+    const RowKey key = kDropout ? row_key(a.dropout, row) : RowKey(0);
     const uint32_t threshold = a.dropout.threshold;
     const float scale = a.dropout.scale;
     T* of_block = a.of_block + start;

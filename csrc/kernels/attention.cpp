@@ -22,11 +22,9 @@ const char* offset(const void* base, int64_t elements, DType dtype) {
 // Calls `function` for every head of every sample. context_gradient: null in the forward, whose output is the context.
 void run(const AttentionInputs& inputs, const void* context_gradient, void* output, AttentionFunction function,
          int threads) {
-    const auto& [qkv, dtype, sequence, batch, heads, size, lengths, keys, site_key, probability] = inputs;
+    const auto& [qkv, dtype, sequence, batch, heads, size, lengths, dropout] = inputs;
     const int64_t tasks = batch * heads, context_width = size, qkv_width = 3 * size;
     const int64_t output_width = context_gradient == nullptr ? context_width : qkv_width;
-    const bool dropout = keys != nullptr && probability > 0.0;
-    const auto threshold = static_cast<uint32_t>(std::min(probability * 4294967296.0, 4294967295.0));
     (void)threads;  // unused where OpenMP is not available
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t i = 0; i < tasks; ++i) {
@@ -41,10 +39,8 @@ void run(const AttentionInputs& inputs, const void* context_gradient, void* outp
         task.context_gradient =
             context_gradient == nullptr ? nullptr : offset(context_gradient, i * context_width, dtype);
         task.output = const_cast<char*>(offset(output, i * output_width, dtype));
-        task.keys = dropout ? keys + i * sequence : nullptr;
-        task.site_key = site_key;
-        task.threshold = threshold;
-        task.keep_probability = dropout ? static_cast<float>(1.0 - probability) : 1.0f;
+        task.dropout = dropout;
+        if (dropout.keys != nullptr) task.dropout.keys += i * sequence;
         function(task, scratch);
     }
 }

@@ -5,21 +5,20 @@
 #include <string>
 #include <vector>
 
+#include "keep.h"
 #include "portable.h"
 
 namespace megatron {
 
 // What both directions read. qkv: contiguous [sequence, batch, heads, 3, size] of `dtype`; lengths: [batch] or null,
-// the tokens of each sample: those beyond attend to nothing and are not attended; keys: [batch * heads * sequence] or null
-// (no dropout), masks as `dropout` gives for probabilities [batch * heads * sequence, sequence].
+// the tokens of each sample: those beyond attend to nothing and are not attended; dropout: its keys are [batch * heads *
+// sequence] or null (none), masks as `dropout` gives for probabilities [batch * heads * sequence, sequence].
 struct AttentionInputs {
     const void* qkv;
     DType dtype;
     int64_t sequence, batch, heads, size;
     const int64_t* lengths;
-    const uint64_t* keys;
-    uint64_t site_key;
-    double probability;
+    DropoutSite dropout;
 };
 
 // context: [sequence, batch, heads * size], written everywhere, 0 beyond the length of a sample.

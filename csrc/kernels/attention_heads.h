@@ -35,7 +35,7 @@ struct Softmax {
 
 template <bool kDropout>
 RowMask mask_of(const AttentionTask& task, int64_t query) {
-    return {kDropout && query < task.tokens ? task.keys[query] : 0, task.site_key, task.threshold};
+    return {kDropout && query < task.tokens ? row_key(task.dropout, query) : RowKey(0), task.dropout.threshold};
 }
 
 // exp(scale * (score - largest)) in place, 0 where dropped. Returns what makes probabilities after dropout of them.
@@ -174,7 +174,7 @@ inline BlockOperands finish_block(PairProduct, AttentionScratch& scratch, const 
 template <typename Element>
 void write_rows(const float* x, int64_t x_stride, int64_t rows, int64_t size, Element* out, int64_t out_stride) {
     for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < size; ++c) convert(x[r * x_stride + c], out + r * out_stride + c);
+        for (int64_t c = 0; c < size; ++c) out[r * out_stride + c] = from_float<Element>(x[r * x_stride + c]);
     }
 }
 
@@ -202,7 +202,7 @@ void forward(const AttentionTask& task, AttentionScratch& scratch) {
 
     float* scores = scratch.scores.words<float>(block * stride);
     float* result = scratch.result.words<float>(block * width);
-    const Softmax softmax{n, 1.0f / std::sqrt(static_cast<float>(size)), 1.0f / task.keep_probability};
+    const Softmax softmax{n, 1.0f / std::sqrt(static_cast<float>(size)), kDropout ? task.dropout.scale : 1.0f};
     float factors[kMostBlockRows];
     for (int64_t first = 0; first < n; first += block) {
         const int64_t count = std::min(block, n - first);
@@ -251,7 +251,7 @@ void backward(const AttentionTask& task, AttentionScratch& scratch) {
     float* key_sums = scratch.key_sums.words<float>(round_up(n, kTileRows) * width);
     float* value_sums = scratch.value_sums.words<float>(round_up(n, kTileRows) * width);
     Word* panels = scratch.panels.words<uint32_t>(block * width);
-    const Softmax softmax{n, 1.0f / std::sqrt(static_cast<float>(size)), 1.0f / task.keep_probability};
+    const Softmax softmax{n, 1.0f / std::sqrt(static_cast<float>(size)), kDropout ? task.dropout.scale : 1.0f};
     RowSums sums[kMostBlockRows];
     for (int64_t first = 0; first < n; first += block) {
         const int64_t count = std::min(block, n - first), count_words = words_of<Product>(count);
@@ -285,7 +285,7 @@ void backward(const AttentionTask& task, AttentionScratch& scratch) {
 
 template <typename Element, class Product>
 void forward(const AttentionTask& task, AttentionScratch& scratch) {
-    if (task.keys != nullptr) {
+    if (task.dropout.keys != nullptr) {
         forward<Element, Product, true>(task, scratch);
     } else {
         forward<Element, Product, false>(task, scratch);
@@ -294,7 +294,7 @@ void forward(const AttentionTask& task, AttentionScratch& scratch) {
 
 template <typename Element, class Product>
 void backward(const AttentionTask& task, AttentionScratch& scratch) {
-    if (task.keys != nullptr) {
+    if (task.dropout.keys != nullptr) {
         backward<Element, Product, true>(task, scratch);
     } else {
         backward<Element, Product, false>(task, scratch);

@@ -18,7 +18,7 @@ struct FloatProduct {
         return bits;
     }
     static void row(const float* x, int64_t size, Word* out) { std::memcpy(out, x, static_cast<size_t>(size) * 4); }
-    static void row(const uint16_t* x, int64_t size, Word* out) {
+    static void row(const BFloat16* x, int64_t size, Word* out) {
         for (int64_t i = 0; i < size; ++i) out[i] = word(x + i, x + i);
     }
 };
@@ -30,10 +30,10 @@ struct PairProduct {
     static Vec add(Vec sum, Words a, Words b) {
         return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
     }
-    static Word word(const uint16_t* x, const uint16_t* next) {
+    static Word word(const BFloat16* x, const BFloat16* next) {
         return static_cast<uint32_t>(*x) | static_cast<uint32_t>(*next) << 16;
     }
-    static void row(const uint16_t* x, int64_t size, Word* out) {
+    static void row(const BFloat16* x, int64_t size, Word* out) {
         out[(size - 1) / 2] = 0;
         std::memcpy(out, x, static_cast<size_t>(size) * 2);
     }
@@ -80,7 +80,7 @@ void pack_panels(const Element* x, int64_t stride, int64_t rows, int64_t size, W
                 const Element* next = row + (Product::kPair - 1) * stride;
                 for (int64_t c = 0; c < filled; ++c) out[c] = Product::word(row + c, next + c);
             } else {
-                const Element zero = 0;
+                const Element zero{};
                 for (int64_t c = 0; c < filled; ++c) out[c] = Product::word(row + c, &zero);
             }
             for (int64_t c = filled; c < width; ++c) out[c] = 0;

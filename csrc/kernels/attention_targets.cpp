@@ -6,7 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "../hash.h"
 #include "attention_task.h"
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
@@ -72,25 +71,25 @@ const std::vector<AttentionKernel>& attention_kernels() {
         if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
             found.push_back({"avx512_bf16", avx512::forward<float, avx512::FloatProduct>,
                              avx512::backward<float, avx512::FloatProduct>,
-                             avx512_bf16::forward<uint16_t, avx512_bf16::PairProduct>,
-                             avx512_bf16::backward<uint16_t, avx512_bf16::PairProduct>});
+                             avx512_bf16::forward<BFloat16, avx512_bf16::PairProduct>,
+                             avx512_bf16::backward<BFloat16, avx512_bf16::PairProduct>});
         }
         if (has_avx512) {
             found.push_back({"avx512", avx512::forward<float, avx512::FloatProduct>,
                              avx512::backward<float, avx512::FloatProduct>,
-                             avx512::forward<uint16_t, avx512::FloatProduct>,
-                             avx512::backward<uint16_t, avx512::FloatProduct>});
+                             avx512::forward<BFloat16, avx512::FloatProduct>,
+                             avx512::backward<BFloat16, avx512::FloatProduct>});
         }
         if (has_avx2) {
             found.push_back({"avx2", avx2::forward<float, avx2::FloatProduct>,
-                             avx2::backward<float, avx2::FloatProduct>, avx2::forward<uint16_t, avx2::FloatProduct>,
-                             avx2::backward<uint16_t, avx2::FloatProduct>});
+                             avx2::backward<float, avx2::FloatProduct>, avx2::forward<BFloat16, avx2::FloatProduct>,
+                             avx2::backward<BFloat16, avx2::FloatProduct>});
         }
 #endif
         found.push_back({"portable", portable::forward<float, portable::FloatProduct>,
                          portable::backward<float, portable::FloatProduct>,
-                         portable::forward<uint16_t, portable::FloatProduct>,
-                         portable::backward<uint16_t, portable::FloatProduct>});
+                         portable::forward<BFloat16, portable::FloatProduct>,
+                         portable::backward<BFloat16, portable::FloatProduct>});
         return found;
     }();
     return kernels;

@@ -7,6 +7,8 @@
 #include <new>
 #include <vector>
 
+#include "keep.h"
+
 namespace megatron {
 
 struct AttentionTask {
@@ -17,10 +19,7 @@ struct AttentionTask {
     const void* qkv;                          // query, key and value of the first token, one behind the other
     const void* context_gradient;             // backward only
     void* output;                             // context, or the gradient of qkv
-    const uint64_t* keys;                     // one for each query, or null
-    uint64_t site_key;
-    uint32_t threshold;
-    float keep_probability;
+    DropoutSite dropout;                      // a key for each query, or null
 };
 
 // Memory that stays with its thread, as fresh pages for every call would cost more than the arithmetic of a short one.

@@ -55,22 +55,17 @@ inline Vec exponential(Vec x) {
     return x < -87.0f ? Vec{} : y * (Vec)power;
 }
 
-// Which elements of a row dropout keeps: the hash of keep.h.
+// Which elements of a row dropout keeps: RowKey of keep.h for vectors.
 struct RowMask {
-    uint32_t low, high, threshold;
-
-    RowMask(uint64_t key, uint64_t site_key, uint32_t threshold) : threshold(threshold) {
-        const uint64_t mixed = mix64(key ^ site_key);
-        low = static_cast<uint32_t>(mixed);
-        high = static_cast<uint32_t>(mixed >> 32);
-    }
+    RowKey key;
+    uint32_t threshold;
 
     // All bits of the kept ones of the elements from `column` on.
     auto kept(int64_t column) const {
         Words x;
         for (int64_t i = 0; i < kLanes; ++i) x[i] = static_cast<uint32_t>(i);
-        x = (x + static_cast<uint32_t>(column)) ^ low;
-        return mix(mix(x) + high) >= threshold;
+        x = (x + static_cast<uint32_t>(column)) ^ key.low;
+        return mix(mix(x) + key.high) >= threshold;
     }
 
   private:
@@ -82,19 +77,3 @@ struct RowMask {
         return x ^ (x >> 15);
     }
 };
-
-inline float to_float(float x) { return x; }
-inline float to_float(uint16_t x) {
-    const uint32_t wide = static_cast<uint32_t>(x) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
-inline void convert(float x, float* out) { *out = x; }
-inline void convert(float x, uint16_t* out) {  // to nearest, ties to even; a NaN stays a NaN
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    *out = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
-}

@@ -47,10 +47,22 @@ void in_stretches(int64_t first, int64_t last, float* sums, float* totals, int64
     }
 }
 
-// Sums of columns of one thread each, [threads, columns], added in order of the threads to `into`.
-inline void add_parts(const float* parts, int threads, int64_t stride, int64_t columns, float* into) {
-    for (int t = 0; t < threads; ++t) {
-        for (int64_t c = 0; c < columns; ++c) into[c] += parts[t * stride + c];
+// Sums over rows: f(first row, last row, sums, values) adds those of a stretch to `sums`, one [columns] behind the other
+// for each of `into`, and works in `values`. They are added to `into` in order of the threads, where that is not null.
+template <size_t kSums, typename F>
+void sum_over_rows(int64_t rows, int64_t columns, int64_t values, int threads, float* const (&into)[kSums], F f) {
+    const int64_t size = static_cast<int64_t>(kSums) * columns, stride = 2 * size + values;
+    float* kept = scratch(static_cast<size_t>(threads * stride));
+    std::fill(kept, kept + threads * stride, 0.0f);
+    over_parts(rows, threads, [&](int64_t first, int64_t last, int thread) {
+        float *totals = kept + thread * stride, *sums = totals + size;
+        in_stretches(first, last, sums, totals, size, [&](int64_t row, int64_t end) { f(row, end, sums, sums + size); });
+    });
+    for (size_t i = 0; i < kSums; ++i) {
+        for (int t = 0; t < threads && into[i] != nullptr; ++t) {
+            const float* totals = kept + t * stride + static_cast<int64_t>(i) * columns;
+            for (int64_t c = 0; c < columns; ++c) into[i][c] += totals[c];
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 #include "cross_entropy.h"
 
-#include <algorithm>
-
 #include "../clones.h"
 #include "cpu.h"
 #include "launchers.h"
@@ -49,16 +47,9 @@ void forward(const CrossEntropy<T>& a, const RowStatistics& out, int threads) {
 
 template <typename T>
 void backward(const CrossEntropy<T>& a, const float* normalizer, const float* factor, float* of_bias, int threads) {
-    const int64_t n = a.valid, stride = 2 * n;
-    float* kept = scratch(static_cast<size_t>(threads * stride));
-    std::fill(kept, kept + threads * stride, 0.0f);
-    over_parts(a.rows, threads, [&](int64_t first, int64_t last, int thread) {
-        float *totals = kept + thread * stride, *sums = totals + n;
-        in_stretches(first, last, sums, totals, n, [&](int64_t row, int64_t end) {
-            backward_part(a, normalizer, factor, row, end, sums);
-        });
+    sum_over_rows(a.rows, a.valid, 0, threads, {of_bias}, [&](int64_t first, int64_t last, float* sums, float*) {
+        backward_part(a, normalizer, factor, first, last, sums);
     });
-    add_parts(kept, threads, stride, n, of_bias);
 }
 
 }  // namespace

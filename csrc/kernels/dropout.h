@@ -17,7 +17,7 @@ struct Dropout {
 
 template <typename Lanes, typename T>
 MEGATRON_HD void dropout_row(const Lanes& lanes, const Dropout<T>& a, int64_t row) {
-    const RowKey key(mix64(a.site.keys[row] ^ a.site.site_key));
+    const RowKey key = row_key(a.site, row);
     const uint32_t threshold = a.site.threshold;
     const float scale = a.site.scale;
     const T* x = a.x + row * a.columns;

@@ -28,4 +28,6 @@ struct RowKey {
     MEGATRON_HD uint32_t hash(uint32_t column) const { return mix32(mix32(column ^ low) + high); }
 };
 
+MEGATRON_HD RowKey row_key(const DropoutSite& site, int64_t row) { return RowKey(mix64(site.keys[row] ^ site.site_key)); }
+
 }  // namespace megatron

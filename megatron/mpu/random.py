@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron.mpu.context import ParallelContext
+from megatron.ops.hash import mix64, mix64_int, signed
 
-_MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -34,8 +34,8 @@ class DropoutKeys:
 
 
 def site_key(layer: int, site: int) -> int:
-    """The 64-bit key of a dropout site: the layer's number in the whole model and the site in the layer."""
-    return _mix_int((layer * 64 + site + 1) * _GOLDEN)
+    """The key of a dropout site, as int64 has it: the layer's number in the whole model and the site in the layer."""
+    return signed(mix64_int((layer * 64 + site + 1) * _GOLDEN))
 
 
 def local_heads(heads: int, context: ParallelContext) -> tuple[int, int]:
@@ -57,39 +57,15 @@ def dropout_keys(seed: int, samples: Tensor, *, sequence: int, heads: int, conte
 
     samples: int64 [b], numbers in the run; sequence: padded length; heads: attention heads of the whole model.
     """
-    base = _mix(samples * _signed(_GOLDEN) + _signed(_mix_int(seed)))  # [b]
+    base = mix64(samples * signed(_GOLDEN) + signed(mix64_int(seed)))  # [b]
     positions = torch.arange(1, sequence + 1, dtype=torch.int64, device=samples.device)
     first_head, count = local_heads(heads, context)
     head_numbers = torch.arange(first_head + 1, first_head + count + 1, dtype=torch.int64, device=samples.device)
     rows = (head_numbers << 32)[:, None] + positions  # [heads, s]; hidden rows are those of "head 0"
-    hidden = _mix(base + positions[:, None])
+    hidden = mix64(base + positions[:, None])
     return DropoutKeys(
         hidden=hidden[local_rows(sequence, context)].reshape(-1),
-        attention=_mix(base[:, None, None] + rows).reshape(-1),
+        attention=mix64(base[:, None, None] + rows).reshape(-1),
         whole=hidden.reshape(-1),
         first=hidden[0],
     )
-
-
-def _mix_int(z: int) -> int:
-    """The finalizer of splitmix64 on a Python integer."""
-    z &= _MASK64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return z ^ (z >> 31)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """The finalizer of splitmix64 on int64 tensors, whose products wrap."""
-    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: the sign bit does not spread."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value

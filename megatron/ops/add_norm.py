@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.dropout import dropout, signed, unsigned
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+from megatron.ops.dropout import dropout
 from megatron.ops.main_grad import gradient_memory
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,14 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     total, normalized, mean, rstd = _empty(block, bias, residual, weight)
     columns = residual.shape[-1]
+    rows = residual.numel() // columns
+    expect(residual.numel(), residual.dtype, residual=residual, block=block)
+    expect(columns, residual.dtype, bias=bias, weight=weight, shift=shift)
+    expect(rows, torch.int64, keys=keys)
     _C.add_norm(
         address(block), address(bias), address(residual), address(weight), address(shift), address(total),
-        address(normalized), address(mean), address(rstd), residual.numel() // columns, columns, epsilon,
-        address(keys), unsigned(site_key), probability, DTYPE_CODES[residual.dtype], torch.get_num_threads(),
+        address(normalized), address(mean), address(rstd), rows, columns, epsilon,
+        address(keys), site_key, probability, DTYPE_CODES[residual.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return total, normalized, mean, rstd
 
@@ -76,10 +80,16 @@ def _backward(
     given = of_total if of_normalized is None else of_normalized
     assert given is not None
     columns = given.shape[-1]
+    rows = given.numel() // columns
+    expect(given.numel(), given.dtype, of_total=of_total, of_normalized=of_normalized, total=total)
+    expect(columns, given.dtype, weight=weight)
+    expect(columns, torch.float32, of_bias=of_bias, of_weight=of_weight, of_shift=of_shift)
+    expect(rows, torch.float32, mean=mean, rstd=rstd)
+    expect(rows, torch.int64, keys=keys)
     _C.add_norm_gradients(
         address(of_total), address(of_normalized), address(total), address(weight), address(mean), address(rstd),
         address(of_residual) if weight is not None else 0, address(of_block) if has_block else 0, address(of_bias),
-        address(of_weight), address(of_shift), given.numel() // columns, columns, address(keys), unsigned(site_key),
+        address(of_weight), address(of_shift), rows, columns, address(keys), site_key,
         probability, DTYPE_CODES[given.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return of_residual, of_block
@@ -120,7 +130,7 @@ class _AddNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         block, residual = None if block is None else block.contiguous(), residual.contiguous()
         total, normalized, mean, rstd = torch.ops.megatron.add_norm(
-            block, bias, residual, weight, shift, epsilon, kept.keys, signed(kept.site_key), kept.probability
+            block, bias, residual, weight, shift, epsilon, kept.keys, kept.site_key, kept.probability
         )
         if weight is not None:
             ctx.save_for_backward(residual if block is None else total, weight, mean, rstd, kept.keys)
@@ -143,7 +153,7 @@ class _AddNorm(torch.autograd.Function):
         memory = [(None, None) if parameter is None else gradient_memory(parameter) for parameter in held]
         of_residual, of_block = torch.ops.megatron.add_norm_gradients(
             of_total, of_normalized, total, weight, mean, rstd, has_block, *(into for into, _ in memory),
-            keys, signed(kept.site_key), kept.probability,
+            keys, kept.site_key, kept.probability,
         )  # fmt: skip
         of_bias, of_weight, of_shift = (given for _, given in memory)
         return (

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.dropout import dropout, signed, unsigned
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+from megatron.ops.dropout import dropout
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 def padded_lengths(lengths: Tensor, sequence: int) -> Tensor | None:
@@ -70,12 +70,12 @@ class _Attention(torch.autograd.Function):
         qkv = qkv.contiguous()
         ctx.save_for_backward(qkv, lengths, keys)
         ctx.arguments = (site_key, probability)
-        return torch.ops.megatron.attention(qkv, lengths, keys, signed(site_key), probability)
+        return torch.ops.megatron.attention(qkv, lengths, keys, site_key, probability)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         site_key, probability = ctx.arguments
-        arguments = (*ctx.saved_tensors, signed(site_key), probability)
+        arguments = (*ctx.saved_tensors, site_key, probability)
         return torch.ops.megatron.attention_gradients(gradient, *arguments), None, None, None, None
 
 
@@ -93,9 +93,7 @@ def attention_forward(
     """
     s, b, heads, _, size = qkv.shape
     context = torch.empty(s, b, heads * size, dtype=qkv.dtype)
-    _C.attention_forward(
-        address(qkv), address(context), *_arguments(qkv, lengths, keys, site_key, probability, target)
-    )
+    _C.attention(address(qkv), address(context), *_arguments(qkv, lengths, keys, site_key, probability, target))
     return context
 
 
@@ -111,7 +109,8 @@ def attention_backward(
     """The gradient of qkv (contiguous, its shape) from that of the context; scores and masks are computed again."""
     gradient = gradient.contiguous()
     qkv_gradient = torch.empty_like(qkv)
-    _C.attention_backward(
+    expect(qkv.numel() // 3, qkv.dtype, gradient=gradient)
+    _C.attention_gradients(
         address(qkv), address(gradient), address(qkv_gradient),
         *_arguments(qkv, lengths, keys, site_key, probability, target),
     )  # fmt: skip
@@ -120,11 +119,14 @@ def attention_backward(
 
 def _arguments(
     qkv: Tensor, lengths: Tensor | None, keys: Tensor | None, site_key: int, probability: float, target: str
-) -> tuple[int, int, int, int, int, int, int, int, float, str, int]:
+) -> tuple[int, int, int, int, int, int, int, float, str, int, int]:
     s, b, heads, _, size = qkv.shape
+    expect(qkv.numel(), qkv.dtype, qkv=qkv)
+    expect(b, torch.int64, lengths=lengths)
+    expect(b * heads * s, torch.int64, keys=keys)
     return (
-        DTYPE_CODES[qkv.dtype], s, b, heads, size, address(lengths), address(keys),
-        unsigned(site_key), probability, target, torch.get_num_threads(),
+        s, b, heads, size, address(lengths), address(keys), site_key, probability, target, DTYPE_CODES[qkv.dtype],
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

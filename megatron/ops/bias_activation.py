@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
 from megatron.ops.main_grad import gradient_memory
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 ActivationName = Literal["gelu", "gelu_new", "relu"]
 _CODES: dict[str, int] = {"gelu": 0, "gelu_new": 1, "relu": 2}
@@ -18,6 +18,8 @@ _CODES: dict[str, int] = {"gelu": 0, "gelu_new": 1, "relu": 2}
 
 def _forward(x: Tensor, bias: Tensor, activation: int) -> Tensor:
     y, columns = torch.empty_like(x), x.shape[-1]
+    expect(x.numel(), x.dtype, x=x)
+    expect(columns, x.dtype, bias=bias)
     _C.bias_activation(
         address(x), address(bias), address(y), x.numel() // columns, columns, activation, DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
@@ -27,6 +29,9 @@ def _forward(x: Tensor, bias: Tensor, activation: int) -> Tensor:
 
 def _backward(of_y: Tensor, x: Tensor, bias: Tensor, of_bias: Tensor, activation: int) -> Tensor:
     of_x, columns = torch.empty_like(x), x.shape[-1]
+    expect(x.numel(), x.dtype, x=x, of_y=of_y)
+    expect(columns, x.dtype, bias=bias)
+    expect(columns, torch.float32, of_bias=of_bias)
     _C.bias_activation_gradients(
         address(of_y), address(x), address(bias), address(of_x), address(of_bias), x.numel() // columns, columns,
         activation, DTYPE_CODES[x.dtype], torch.get_num_threads(),

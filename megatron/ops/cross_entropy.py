@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 def _statistics(
     logits: Tensor, bias: Tensor, labels: Tensor, start: int, valid: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = logits.shape
+    expect(rows * columns, logits.dtype, logits=logits)
+    expect(columns, logits.dtype, bias=bias)
+    expect(rows, torch.int64, labels=labels)
     largest, total, target = _empty(logits)
     _C.cross_entropy(
         address(logits), address(bias), address(labels), address(largest), address(total), address(target), rows,
@@ -34,6 +37,11 @@ def _gradients(
     valid: int,
 ) -> None:  # fmt: skip
     rows, columns = logits.shape
+    expect(rows * columns, logits.dtype, logits=logits)
+    expect(columns, logits.dtype, bias=bias)
+    expect(rows, torch.int64, labels=labels)
+    expect(rows, torch.float32, normalizer=normalizer, factor=factor)
+    expect(columns, torch.float32, of_bias=of_bias)
     _C.cross_entropy_gradients(
         address(logits), address(bias), address(labels), address(normalizer), address(factor), address(of_bias), rows,
         columns, valid, start, DTYPE_CODES[logits.dtype], torch.get_num_threads(),

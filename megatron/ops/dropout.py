@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
-
-_LOW32 = 0xFFFFFFFF
+from megatron.ops.hash import mix64, row_hash
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 def _compute(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     rows = keys.numel()
+    expect(x.numel() // rows * rows, x.dtype, x=x)
+    expect(rows, torch.int64, keys=keys)
     _C.dropout(
-        address(x), address(y), rows, x.numel() // rows, address(keys), unsigned(site_key), probability,
+        address(x), address(y), rows, x.numel() // rows, address(keys), site_key, probability,
         DTYPE_CODES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -57,35 +58,12 @@ def dropout(x: Tensor, probability: float, keys: Tensor | None, site_key: int) -
 
 def _apply(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
     if is_compiled(x):
-        return torch.ops.megatron.dropout(x, probability, keys, signed(site_key))
+        return torch.ops.megatron.dropout(x, probability, keys, site_key)
     keep = dropout_mask(keys, site_key, x.numel() // keys.numel(), probability).view(x.shape)
     return torch.where(keep, x.float() / (1.0 - probability), 0.0).to(x.dtype)
 
 
 def dropout_mask(keys: Tensor, site_key: int, columns: int, probability: float) -> Tensor:
     """Reference: the elements that are kept, bool [keys.numel(), columns]."""
-    mixed = keys ^ signed(site_key)
-    mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * signed(0x94D049BB133111EB)
-    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-    low, high = (mixed & _LOW32)[:, None], ((mixed >> 32) & _LOW32)[:, None]
     column = torch.arange(columns, dtype=torch.int64, device=keys.device)
-    h = _mix32((_mix32(column ^ low) + high) & _LOW32)
-    return h >= min(int(probability * 2.0**32), _LOW32)
-
-
-def signed(value: int) -> int:
-    """The 64 bits of an unsigned number as torch's int64 has them."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def unsigned(value: int) -> int:
-    """The inverse of `signed`."""
-    return value & ((1 << 64) - 1)
-
-
-def _mix32(x: Tensor) -> Tensor:
-    """A 32-bit finalizer on int64 tensors that hold unsigned 32-bit values."""
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _LOW32
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _LOW32
-    return x ^ (x >> 15)
+    return row_hash(mix64(keys ^ site_key), column) >= min(int(probability * 2.0**32), 2**32 - 1)

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
 from megatron.ops.main_grad import gradient_memory
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 def _forward(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
     out = _empty(ids, tables)
+    expect(len(tables) * ids.shape[1], torch.int64, ids=ids)
+    for table in tables:
+        expect(len(table) * out.shape[1], out.dtype, table=table)
     _C.embedding(
         [address(table) for table in tables], [len(table) for table in tables], address(ids), address(out),
         ids.shape[1], out.shape[1], DTYPE_CODES[out.dtype], torch.get_num_threads(),
@@ -28,6 +31,10 @@ def _empty(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
 
 
 def _backward(gradient: Tensor, ids: Tensor, into: Sequence[Tensor]) -> None:
+    expect(len(into) * ids.shape[1], torch.int64, ids=ids)
+    expect(ids.shape[1] * gradient.shape[1], gradient.dtype, gradient=gradient)
+    for memory in into:
+        expect(len(memory) * gradient.shape[1], torch.float32, into=memory)
     _C.embedding_gradients(
         [address(memory) for memory in into], address(ids), address(gradient), ids.shape[1], gradient.shape[1],
         DTYPE_CODES[gradient.dtype], torch.get_num_threads(),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.library import DTYPE_CODES, address, define, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
 
 
 def main_grad_of(parameter: Tensor) -> Tensor | None:
@@ -59,6 +59,8 @@ def _add_rows(into: Tensor, rows: Tensor) -> None:
 
 def _compute(into: Tensor, rows: Tensor) -> None:
     count, columns = rows.shape
+    expect(count * columns, rows.dtype, rows=rows)
+    expect(columns, torch.float32, into=into)
     _C.add_rows(
         address(into), address(rows), count, columns, DTYPE_CODES[rows.dtype], torch.get_num_threads()
     )

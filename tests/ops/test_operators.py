@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad
-from megatron.ops.library import LIBRARY
+from megatron.ops.operators import LIBRARY
 from tests.ops.compare import DTYPES
 
 MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad]  # which define operators
-ROWS, COLUMNS, SITE = 6, 10, -5
+ROWS, COLUMNS, SITE = 7, 10, -5
 
 
 def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
@@ -56,6 +56,21 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
 
 def test_every_operator_is_here() -> None:
     assert {name.split("::")[1] for name in LIBRARY._op_defs} == set(arguments(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", arguments(torch.float32))
+def test_a_kernel_is_not_called_with_a_tensor_of_another_size_or_format(name: str, dtype: torch.dtype) -> None:
+    """Each tensor of a call in turn; kernels get addresses, so they would read what lies behind it."""
+    operator = getattr(torch.ops.megatron, name)
+    for call in arguments(dtype)[name]:
+        for place, argument in enumerate(call):
+            if isinstance(argument, Tensor):
+                shorter, other = argument.flatten()[:-1].clone(), argument.to(torch.float16)
+                wrong = [shorter.view(1, -1) if name == "add_rows_" and place == 1 else shorter, other]
+                for bad in wrong:
+                    with pytest.raises((ValueError, IndexError, KeyError)):
+                        operator(*call[:place], bad, *call[place + 1 :])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

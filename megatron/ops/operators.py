@@ -31,6 +31,15 @@ def is_compiled(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPE_CODES and not torch.jit.is_tracing()
 
 
+def expect(size: int, dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """What a kernel takes for granted: contiguous tensors of `size` numbers of `dtype`. Raises ValueError otherwise."""
+    for name, tensor in tensors.items():
+        if tensor is None or (tensor.numel() == size and tensor.dtype == dtype and tensor.is_contiguous()):
+            continue
+        layout = "" if tensor.is_contiguous() else ", not contiguous"
+        raise ValueError(f"{name}: {tensor.numel()} x {tensor.dtype}{layout}; expected {size} x {dtype}")
+
+
 def address(tensor: Tensor | None) -> int:
     """Where a contiguous tensor lies; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
