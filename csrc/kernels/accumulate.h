@@ -7,7 +7,7 @@ namespace megatron {
 
 template <typename Lanes, typename T>
 MEGATRON_HD void add_stretch(const Lanes& lanes, float* into, const T* x, int64_t count) {
-    lanes.each(count, [&](int64_t i, int64_t) { into[i] += to_float(x[i]); });
+    lanes.map(count, into, [&](int64_t, int64_t, float sum, float value) { return sum + value; }, into, x);
 }
 
 }  // namespace megatron

@@ -9,11 +9,24 @@
 namespace megatron {
 namespace {
 
+template <bool kCopy>
+MEGATRON_HD void update(const AdamW& given, int64_t begin, int64_t end) {
+    const AdamW a = given;  // a copy that no store can change
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+        const Updated now = updated(a, a.weights[i], a.first[i], a.second[i], a.gradients[i]);
+        a.first[i] = now.first;
+        a.second[i] = now.second;
+        a.weights[i] = now.weight;
+        if (kCopy) a.copy[i] = from_float<BFloat16>(now.weight);
+    }
+}
+
 MEGATRON_CLONES void update_part(const AdamW& a, int64_t first, int64_t last) {
     if (a.copy == nullptr) {
-        adamw_stretch<false>(SerialLanes(), a, first, last);
+        update<false>(a, first, last);
     } else {
-        adamw_stretch<true>(SerialLanes(), a, first, last);
+        update<true>(a, first, last);
     }
 }
 

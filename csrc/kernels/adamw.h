@@ -18,24 +18,16 @@ struct AdamW {
     float correction1, correction2;  // 1 - beta1^step, sqrt(1 - beta2^step)
 };
 
-template <bool kCopy, typename Lanes>
-MEGATRON_HD void adamw_stretch(const Lanes& lanes, const AdamW& a, int64_t begin, int64_t end) {
-    float *weights = a.weights + begin, *first = a.first + begin, *second = a.second + begin;
-    const float* gradients = a.gradients + begin;
-    BFloat16* copy = kCopy ? a.copy + begin : nullptr;
+struct Updated {
+    float weight, first, second;
+};
+
+MEGATRON_HD Updated updated(const AdamW& a, float weight, float first, float second, float gradient) {
+    const float g = gradient * a.factor;
+    const float m = first + (g - first) * a.rest1;
+    const float v = second * a.beta2 + a.rest2 * g * g;
     const float kept = 1.0f - a.learning_rate * a.decay, rate = a.learning_rate / a.correction1;
-    const float beta2 = a.beta2, rest1 = a.rest1, rest2 = a.rest2, epsilon = a.epsilon, factor = a.factor;
-    const float correction2 = a.correction2;
-    lanes.each(end - begin, [&](int64_t i, int64_t) {
-        const float g = gradients[i] * factor;
-        const float m = first[i] + (g - first[i]) * rest1;
-        const float v = second[i] * beta2 + rest2 * g * g;
-        const float w = weights[i] * kept - rate * m / (sqrtf(v) / correction2 + epsilon);
-        first[i] = m;
-        second[i] = v;
-        weights[i] = w;
-        if (kCopy) copy[i] = from_float<BFloat16>(w);
-    });
+    return {weight * kept - rate * m / (sqrtf(v) / a.correction2 + a.epsilon), m, v};
 }
 
 }  // namespace megatron

@@ -38,22 +38,20 @@ struct ColumnSums {
 template <bool kBlock, bool kDropout, bool kNorm, typename Lanes, typename T>
 MEGATRON_HD void add_norm_row(const Lanes& lanes, const AddNorm<T>& a, int64_t row, float* values) {
     const int64_t n = a.columns, start = row * n;
-    const RowKey key = kDropout ? row_key(a.dropout, row) : RowKey(0);
-    const uint32_t threshold = a.dropout.threshold;
-    const float scale = a.dropout.scale;
-    const T *block = a.block + start, *bias = a.bias, *residual = a.residual + start;
-    T* sum = a.sum + start;
-    lanes.each(n, [&](int64_t c, int64_t slot) {
-        float z = to_float(residual[c]);
-        if (kBlock) {
-            const float x = to_float(block[c]) + to_float(bias[c]);
-            z += kDropout ? (key.hash(static_cast<uint32_t>(c)) >= threshold ? x * scale : 0.0f) : x;
-            const T rounded = from_float<T>(z);
-            sum[c] = rounded;
-            z = to_float(rounded);
-        }
-        if (kNorm) values[slot] = z;
-    });
+    if (kBlock) {
+        const RowKey key = kDropout ? row_key(a.dropout, row) : RowKey(0);
+        const DropoutSite site = a.dropout;
+        lanes.map(
+            n, a.sum + start,
+            [&](int64_t c, int64_t slot, float residual, float block, float bias) {
+                const float z = residual + (kDropout ? kept(site, key, c, block + bias) : block + bias);
+                if (kNorm) values[slot] = to_float(from_float<T>(z));
+                return z;
+            },
+            a.residual + start, a.block + start, a.bias);
+    } else {
+        lanes.each(n, [&](int64_t, int64_t slot, float residual) { values[slot] = residual; }, a.residual + start);
+    }
     if (!kNorm) return;
     const float inverse = 1.0f / static_cast<float>(n);
     const float mean = lanes.sum(n, [&](int64_t, int64_t slot) { return values[slot]; }) * inverse;
@@ -64,11 +62,10 @@ MEGATRON_HD void add_norm_row(const Lanes& lanes, const AddNorm<T>& a, int64_t r
     const float rstd = 1.0f / sqrtf(variance + a.epsilon);
     a.mean[row] = mean;
     a.rstd[row] = rstd;
-    const T *weight = a.weight, *shift = a.shift;
-    T* y = a.normalized + start;
-    lanes.each(n, [&](int64_t c, int64_t slot) {
-        y[c] = from_float<T>((values[slot] - mean) * rstd * to_float(weight[c]) + to_float(shift[c]));
-    });
+    lanes.map(
+        n, a.normalized + start,
+        [&](int64_t, int64_t slot, float weight, float shift) { return (values[slot] - mean) * rstd * weight + shift; },
+        a.weight, a.shift);
 }
 
 template <bool kBlock, bool kDropout, bool kNorm, typename Lanes, typename T>
@@ -76,50 +73,53 @@ MEGATRON_HD void add_norm_gradient_row(const Lanes& lanes, const AddNormGradient
                                        const ColumnSums& sums) {
     const int64_t n = a.columns, start = row * n;
     const bool carried = a.of_sum != nullptr;
-    const T* of_sum = carried ? a.of_sum + start : nullptr;
     if (kNorm) {
-        T* of_residual = a.of_residual + start;
-        const T *dy = a.of_normalized + start, *x = a.sum + start, *weight = a.weight;
+        const T *dy = a.of_normalized + start, *x = a.sum + start;
         const float mean = a.mean[row], rstd = a.rstd[row], inverse = 1.0f / static_cast<float>(n);
         float *of_weight = sums.weight, *of_shift = sums.shift;
-        const float first = lanes.sum(n, [&](int64_t c, int64_t slot) {
-            const float g = to_float(dy[c]);
-            of_shift[slot] += g;
-            const float weighted = g * to_float(weight[c]);
-            values[slot] = weighted;
-            return weighted;
-        }) * inverse;
-        const float second = lanes.sum(n, [&](int64_t c, int64_t slot) {
-            const float z = (to_float(x[c]) - mean) * rstd;
-            of_weight[slot] += to_float(dy[c]) * z;
-            return values[slot] * z;
-        }) * inverse;
+        const float first = lanes.sum(
+            n,
+            [&](int64_t, int64_t slot, float g, float weight) {
+                of_shift[slot] += g;
+                return values[slot] = g * weight;
+            },
+            dy, a.weight) * inverse;
+        const float second = lanes.sum(
+            n,
+            [&](int64_t, int64_t slot, float g, float value) {
+                const float z = (value - mean) * rstd;
+                of_weight[slot] += g * z;
+                return values[slot] * z;
+            },
+            dy, x) * inverse;
+        const auto of_value = [&](int64_t slot, float value) {
+            const float z = (value - mean) * rstd;
+            return (values[slot] - first - z * second) * rstd;
+        };
+        T* of_residual = a.of_residual + start;
         if (carried) {
-            lanes.each(n, [&](int64_t c, int64_t slot) {
-                const float z = (to_float(x[c]) - mean) * rstd;
-                values[slot] = (values[slot] - first - z * second) * rstd + to_float(of_sum[c]);
-            });
+            lanes.map(
+                n, of_residual,
+                [&](int64_t, int64_t slot, float value, float more) {
+                    return values[slot] = of_value(slot, value) + more;
+                },
+                x, a.of_sum + start);
         } else {
-            lanes.each(n, [&](int64_t c, int64_t slot) {
-                const float z = (to_float(x[c]) - mean) * rstd;
-                values[slot] = (values[slot] - first - z * second) * rstd;
-            });
+            lanes.map(
+                n, of_residual,
+                [&](int64_t, int64_t slot, float value) { return values[slot] = of_value(slot, value); }, x);
         }
-        lanes.each(n, [&](int64_t c, int64_t slot) { of_residual[c] = from_float<T>(values[slot]); });
     } else {
-        lanes.each(n, [&](int64_t c, int64_t slot) { values[slot] = to_float(of_sum[c]); });
+        lanes.each(n, [&](int64_t, int64_t slot, float g) { values[slot] = g; }, a.of_sum + start);
     }
     if (!kBlock) return;
     const RowKey key = kDropout ? row_key(a.dropout, row) : RowKey(0);
-    const uint32_t threshold = a.dropout.threshold;
-    const float scale = a.dropout.scale;
-    T* of_block = a.of_block + start;
+    const DropoutSite site = a.dropout;
     float* of_bias = sums.bias;
-    lanes.each(n, [&](int64_t c, int64_t slot) {
-        const float g = values[slot];
-        const float kept = kDropout ? (key.hash(static_cast<uint32_t>(c)) >= threshold ? g * scale : 0.0f) : g;
-        of_bias[slot] += kept;
-        of_block[c] = from_float<T>(kept);
+    lanes.map(n, a.of_block + start, [&](int64_t c, int64_t slot) {
+        const float g = kDropout ? kept(site, key, c, values[slot]) : values[slot];
+        of_bias[slot] += g;
+        return g;
     });
 }
 

@@ -22,11 +22,10 @@ struct BiasActivationGradients {
 
 template <Activation kind, typename Lanes, typename T>
 MEGATRON_HD void bias_activation_row(const Lanes& lanes, const BiasActivation<T>& a, int64_t row) {
-    const T *x = a.x + row * a.columns, *bias = a.bias;
-    T* y = a.y + row * a.columns;
-    lanes.each(a.columns, [&](int64_t c, int64_t) {
-        y[c] = from_float<T>(activated<kind>(to_float(x[c]) + to_float(bias[c])));
-    });
+    const int64_t start = row * a.columns;
+    lanes.map(
+        a.columns, a.y + start, [&](int64_t, int64_t, float x, float bias) { return activated<kind>(x + bias); },
+        a.x + start, a.bias);
 }
 
 // of_bias: sums over rows of one thread's part, fp32 [columns].
@@ -34,13 +33,14 @@ template <Activation kind, typename Lanes, typename T>
 MEGATRON_HD void bias_activation_gradient_row(const Lanes& lanes, const BiasActivationGradients<T>& a, int64_t row,
                                               float* of_bias) {
     const int64_t start = row * a.columns;
-    const T *of_y = a.of_y + start, *x = a.x + start, *bias = a.bias;
-    T* of_x = a.of_x + start;
-    lanes.each(a.columns, [&](int64_t c, int64_t slot) {
-        const float g = to_float(of_y[c]) * activated_slope<kind>(to_float(x[c]) + to_float(bias[c]));
-        of_bias[slot] += g;
-        of_x[c] = from_float<T>(g);
-    });
+    lanes.map(
+        a.columns, a.of_x + start,
+        [&](int64_t, int64_t slot, float of_y, float x, float bias) {
+            const float g = of_y * activated_slope<kind>(x + bias);
+            of_bias[slot] += g;
+            return g;
+        },
+        a.of_y + start, a.x + start, a.bias);
 }
 
 }  // namespace megatron

@@ -47,7 +47,7 @@ void forward(const CrossEntropy<T>& a, const RowStatistics& out, int threads) {
 
 template <typename T>
 void backward(const CrossEntropy<T>& a, const float* normalizer, const float* factor, float* of_bias, int threads) {
-    sum_over_rows(a.rows, a.valid, 0, threads, {of_bias}, [&](int64_t first, int64_t last, float* sums, float*) {
+    sum_over_rows(a.rows, a.columns, 0, threads, {of_bias}, [&](int64_t first, int64_t last, float* sums, float*) {
         backward_part(a, normalizer, factor, first, last, sums);
     });
 }

@@ -25,33 +25,35 @@ struct RowStatistics {
 
 template <typename Lanes, typename T>
 MEGATRON_HD void cross_entropy_row(const Lanes& lanes, const CrossEntropy<T>& a, int64_t row, const RowStatistics& out) {
-    const T *logits = a.logits + row * a.columns, *bias = a.bias;
+    const T* logits = a.logits + row * a.columns;
     const float largest =
-        lanes.max(a.valid, [&](int64_t c, int64_t) { return to_float(logits[c]) + to_float(bias[c]); });
-    out.total[row] = lanes.sum(a.valid, [&](int64_t c, int64_t) {
-        return exponential(to_float(logits[c]) + to_float(bias[c]) - largest);
-    });
+        lanes.max(a.valid, [&](int64_t, int64_t, float logit, float bias) { return logit + bias; }, logits, a.bias);
+    out.total[row] = lanes.sum(
+        a.valid, [&](int64_t, int64_t, float logit, float bias) { return exponential(logit + bias - largest); }, logits,
+        a.bias);
     out.largest[row] = largest;
     const int64_t column = a.labels[row] - a.start;
     const bool here = column >= 0 && column < a.valid;
-    out.target[row] = here ? to_float(logits[column]) + to_float(bias[column]) : 0.0f;
+    out.target[row] = here ? to_float(logits[column]) + to_float(a.bias[column]) : 0.0f;
 }
 
-// logits become gradients: (softmax - label) * factor. normalizer: logarithm of the sum of exponentials, [rows].
+// logits become gradients: (softmax - label) * factor; 0 in the padding. normalizer: logarithm of the sum of
+// exponentials, [rows].
 template <typename Lanes, typename T>
 MEGATRON_HD void cross_entropy_gradient_row(const Lanes& lanes, const CrossEntropy<T>& a, int64_t row,
                                             const float* normalizer, const float* factor, float* of_bias) {
     T* logits = a.logits + row * a.columns;
-    const T* bias = a.bias;
     const float normal = normalizer[row], times = factor[row];
-    const int64_t label = a.labels[row] - a.start;
-    lanes.each(a.valid, [&](int64_t c, int64_t slot) {
-        const float p = exponential(to_float(logits[c]) + to_float(bias[c]) - normal) * times;
-        const float g = c == label ? p - times : p;
-        of_bias[slot] += g;
-        logits[c] = from_float<T>(g);
-    });
-    for (int64_t c = a.valid; c < a.columns; ++c) logits[c] = from_float<T>(0.0f);
+    const int64_t label = a.labels[row] - a.start, valid = a.valid;
+    lanes.map(
+        a.columns, logits,
+        [&](int64_t c, int64_t slot, float logit, float bias) {
+            const float p = exponential(logit + bias - normal) * times;
+            const float g = c < valid ? (c == label ? p - times : p) : 0.0f;
+            of_bias[slot] += g;
+            return g;
+        },
+        logits, a.bias);
 }
 
 }  // namespace megatron

@@ -18,13 +18,10 @@ struct Dropout {
 template <typename Lanes, typename T>
 MEGATRON_HD void dropout_row(const Lanes& lanes, const Dropout<T>& a, int64_t row) {
     const RowKey key = row_key(a.site, row);
-    const uint32_t threshold = a.site.threshold;
-    const float scale = a.site.scale;
-    const T* x = a.x + row * a.columns;
-    T* y = a.y + row * a.columns;
-    lanes.each(a.columns, [&](int64_t c, int64_t) {
-        y[c] = from_float<T>(key.hash(static_cast<uint32_t>(c)) >= threshold ? to_float(x[c]) * scale : 0.0f);
-    });
+    const DropoutSite site = a.site;
+    const int64_t start = row * a.columns;
+    lanes.map(
+        a.columns, a.y + start, [&](int64_t c, int64_t, float x) { return kept(site, key, c, x); }, a.x + start);
 }
 
 }  // namespace megatron

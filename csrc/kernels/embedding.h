@@ -32,11 +32,9 @@ MEGATRON_HD void embedding_row(const Lanes& lanes, const Embedding<T>& a, int64_
     for (int t = 0; t < a.tables; ++t) {
         const int64_t id = a.ids[t * a.rows + row];
         if (id < 0) continue;
-        const T* from = a.table[t] + id * n;
-        lanes.each(n, [&](int64_t c, int64_t slot) { values[slot] += to_float(from[c]); });
+        lanes.each(n, [&](int64_t, int64_t slot, float x) { values[slot] += x; }, a.table[t] + id * n);
     }
-    T* out = a.out + row * n;
-    lanes.each(n, [&](int64_t c, int64_t slot) { out[c] = from_float<T>(values[slot]); });
+    lanes.map(n, a.out + row * n, [&](int64_t, int64_t slot) { return values[slot]; });
 }
 
 // Columns first..last - 1 of a row, so that threads with different columns never meet.
@@ -48,7 +46,7 @@ MEGATRON_HD void embedding_gradient_row(const Lanes& lanes, const EmbeddingGradi
         const int64_t id = a.ids[t * a.rows + row];
         if (id < 0) continue;
         float* into = a.into[t] + id * a.columns + first;
-        lanes.each(last - first, [&](int64_t c, int64_t) { into[c] += to_float(gradient[c]); });
+        lanes.map(last - first, into, [&](int64_t, int64_t, float x, float y) { return x + y; }, into, gradient);
     }
 }
 

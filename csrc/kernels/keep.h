@@ -30,4 +30,9 @@ struct RowKey {
 
 MEGATRON_HD RowKey row_key(const DropoutSite& site, int64_t row) { return RowKey(mix64(site.keys[row] ^ site.site_key)); }
 
+// What dropout makes of element x of a row's column.
+MEGATRON_HD float kept(const DropoutSite& site, const RowKey& key, int64_t column, float x) {
+    return key.hash(static_cast<uint32_t>(column)) >= site.threshold ? x * site.scale : 0.0f;
+}
+
 }  // namespace megatron

@@ -9,6 +9,7 @@
 #include "cross_entropy.h"
 #include "dropout.h"
 #include "embedding.h"
+#include "softmax.h"
 
 namespace megatron {
 
@@ -38,6 +39,11 @@ void cross_entropy_gradients(const CrossEntropy<float>& a, const float* normaliz
                              int threads);
 void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
                              float* of_bias, int threads);
+
+void softmax(const Softmax<float>& a, int threads);
+void softmax(const Softmax<BFloat16>& a, int threads);
+void softmax_gradients(const SoftmaxGradients<float>& a, int threads);
+void softmax_gradients(const SoftmaxGradients<BFloat16>& a, int threads);
 
 // into [columns] += the sum of the rows of x [rows, columns]; of one row for what has the same shape.
 void add_rows(float* into, const float* x, int64_t rows, int64_t columns, int threads);

@@ -1,7 +1,12 @@
 // What the arithmetic of rows is written in, for the CPU and for CUDA: number formats and loops over a row.
 //
 // A row function is a template over the number format and over Lanes, which says how a row is walked. On the CPU one
-// thread has the whole row and the compiler makes vectors of the loops; a GPU has lanes of its own (a warp or a block).
+// thread has the whole row and the compiler makes vectors of the loops; on a GPU the threads of a block share it
+// (cuda_lanes.h). Lanes has
+//   each(columns, f, inputs...)         f(column, slot, x...) with the inputs' elements in fp32
+//   map(columns, output, f, inputs...)  the same; what f returns becomes the output's element, which may be an input's
+//   sum, max(columns, f, inputs...)     of what f returns, given to every thread
+// slot: where a value of this column may be kept between loops, by the thread that has the column.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +19,8 @@
 #endif
 
 namespace megatron {
+
+constexpr float kLowest = -3.402823466e38f;
 
 enum class DType : int { float32 = 0, bfloat16 = 1 };
 
@@ -52,28 +59,34 @@ MEGATRON_HD BFloat16 from_float<BFloat16>(float x) {
     return static_cast<BFloat16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
-// The whole row in one thread. f gets the column and the slot of a value that is kept between loops.
+// The whole row in one thread.
 struct SerialLanes {
-    template <typename F>
-    MEGATRON_HD void each(int64_t columns, F f) const {
+    template <typename F, typename... T>
+    MEGATRON_HD void each(int64_t columns, F f, const T*... x) const {
 #pragma omp simd
-        for (int64_t c = 0; c < columns; ++c) f(c, c);
+        for (int64_t c = 0; c < columns; ++c) f(c, c, to_float(x[c])...);
     }
 
-    template <typename F>
-    MEGATRON_HD float sum(int64_t columns, F f) const {
+    template <typename Out, typename F, typename... T>
+    MEGATRON_HD void map(int64_t columns, Out* out, F f, const T*... x) const {
+#pragma omp simd
+        for (int64_t c = 0; c < columns; ++c) out[c] = from_float<Out>(f(c, c, to_float(x[c])...));
+    }
+
+    template <typename F, typename... T>
+    MEGATRON_HD float sum(int64_t columns, F f, const T*... x) const {
         float total = 0.0f;
 #pragma omp simd reduction(+ : total)
-        for (int64_t c = 0; c < columns; ++c) total += f(c, c);
+        for (int64_t c = 0; c < columns; ++c) total += f(c, c, to_float(x[c])...);
         return total;
     }
 
-    template <typename F>
-    MEGATRON_HD float max(int64_t columns, F f) const {
-        float largest = -3.402823466e38f;
+    template <typename F, typename... T>
+    MEGATRON_HD float max(int64_t columns, F f, const T*... x) const {
+        float largest = kLowest;
 #pragma omp simd reduction(max : largest)
         for (int64_t c = 0; c < columns; ++c) {
-            const float value = f(c, c);
+            const float value = f(c, c, to_float(x[c])...);
             largest = largest > value ? largest : value;
         }
         return largest;

@@ -1,0 +1,9 @@
+// Where the kernels are compiled for: CUDA, or, for tests without a GPU, a CPU on which tests/kernels/emulated_cuda.h
+// has the threads of a block take turns.
+#pragma once
+
+#ifdef MEGATRON_EMULATED_CUDA
+#include "emulated_cuda.h"
+#else
+#include <cuda_runtime.h>
+#endif
