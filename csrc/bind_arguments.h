@@ -4,6 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <utility>
+
+#include "cuda_library.h"
 #include "kernels/keep.h"
 #include "kernels/portable.h"
 
@@ -14,8 +17,24 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-inline void check(int64_t rows, int64_t columns, int threads) {
+inline void check(int64_t rows, int64_t columns) {
     if (rows < 0 || columns < 1) throw pybind11::value_error("a size is negative, or a row is empty");
+}
+
+// Where to compute: on so many threads of the CPU, or, with 0 of them, on a CUDA stream.
+using Place = std::pair<int, uintptr_t>;
+
+template <typename Cpu, typename Cuda>
+void compute(const Place& place, Cpu on_threads, Cuda on_stream) {
+    if (place.first > 0) {
+        on_threads(place.first);
+    } else {
+        check_launch(on_stream(at<void>(place.second)));
+    }
+}
+
+inline void check(int64_t rows, int64_t columns, int threads) {
+    check(rows, columns);
     if (threads < 1) throw pybind11::value_error("at least one thread is needed");
 }
 

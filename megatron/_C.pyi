@@ -110,6 +110,10 @@ class SharedGroup:
     def all_gather(self, in_address: int, out_address: int, bytes: int) -> None: ...
     def barrier(self) -> None: ...
 
+most_parts: int
+most_columns: int
+
+def load_cuda_kernels(path: str) -> None: ...
 def dropout(
     x: int,
     y: int,
@@ -119,7 +123,7 @@ def dropout(
     site_key: int,
     probability: float,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def embedding(
     tables: Sequence[int],
@@ -157,7 +161,7 @@ def add_norm(
     site_key: int,
     probability: float,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def add_norm_gradients(
     of_sum: int,
@@ -171,13 +175,14 @@ def add_norm_gradients(
     of_bias: int,
     of_weight: int,
     of_shift: int,
+    workspace: int,
     rows: int,
     columns: int,
     keys: int,
     site_key: int,
     probability: float,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def bias_activation(
     x: int,
@@ -187,7 +192,7 @@ def bias_activation(
     columns: int,
     activation_code: int,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def bias_activation_gradients(
     of_y: int,
@@ -195,11 +200,12 @@ def bias_activation_gradients(
     bias: int,
     of_x: int,
     of_bias: int,
+    workspace: int,
     rows: int,
     columns: int,
     activation_code: int,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def cross_entropy(
     logits: int,
@@ -213,23 +219,55 @@ def cross_entropy(
     valid: int,
     start: int,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
 def cross_entropy_gradients(
     logits: int,
     bias: int,
     labels: int,
-    normalizer: int,
+    largest: int,
+    total: int,
     factor: int,
     of_bias: int,
+    workspace: int,
     rows: int,
     columns: int,
     valid: int,
     start: int,
     dtype_code: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
-def add_rows(into: int, x: int, rows: int, columns: int, dtype_code: int, threads: int) -> None: ...
+def softmax(
+    scores: int,
+    lengths: int,
+    probabilities: int,
+    dropped: int,
+    rows: int,
+    columns: int,
+    sample_rows: int,
+    scale: float,
+    keys: int,
+    site_key: int,
+    probability: float,
+    dtype_code: int,
+    place: tuple[int, int],
+) -> None: ...
+def softmax_gradients(
+    of_dropped: int,
+    probabilities: int,
+    of_scores: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    keys: int,
+    site_key: int,
+    probability: float,
+    dtype_code: int,
+    place: tuple[int, int],
+) -> None: ...
+def add_rows(
+    into: int, x: int, workspace: int, rows: int, columns: int, dtype_code: int, place: tuple[int, int]
+) -> None: ...
 def adamw(
     weights: int,
     gradients: int,
@@ -244,9 +282,9 @@ def adamw(
     beta2: float,
     epsilon: float,
     step: int,
-    threads: int,
+    place: tuple[int, int],
 ) -> None: ...
-def sum_of_squares(x: int, count: int, threads: int) -> float: ...
+def sum_of_squares(x: int, total: int, workspace: int, count: int, place: tuple[int, int]) -> None: ...
 def attention(
     qkv: int,
     context: int,

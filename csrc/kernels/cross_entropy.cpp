@@ -13,10 +13,10 @@ MEGATRON_HD void forward_rows(const CrossEntropy<T>& a, const RowStatistics& out
 }
 
 template <typename T>
-MEGATRON_HD void backward_rows(const CrossEntropy<T>& a, const float* normalizer, const float* factor, int64_t first,
+MEGATRON_HD void backward_rows(const CrossEntropy<T>& a, const RowGradients& given, int64_t first,
                                int64_t last, float* of_bias) {
     for (int64_t row = first; row < last; ++row) {
-        cross_entropy_gradient_row(SerialLanes(), a, row, normalizer, factor, of_bias);
+        cross_entropy_gradient_row(SerialLanes(), a, row, given, of_bias);
     }
 }
 
@@ -30,14 +30,14 @@ MEGATRON_CLONES void forward_part(const CrossEntropy<BFloat16>& a, const RowStat
     forward_rows(a, out, first, last);
 }
 
-MEGATRON_CLONES void backward_part(const CrossEntropy<float>& a, const float* normalizer, const float* factor,
+MEGATRON_CLONES void backward_part(const CrossEntropy<float>& a, const RowGradients& given,
                                    int64_t first, int64_t last, float* of_bias) {
-    backward_rows(a, normalizer, factor, first, last, of_bias);
+    backward_rows(a, given, first, last, of_bias);
 }
 
-MEGATRON_CLONES void backward_part(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
+MEGATRON_CLONES void backward_part(const CrossEntropy<BFloat16>& a, const RowGradients& given,
                                    int64_t first, int64_t last, float* of_bias) {
-    backward_rows(a, normalizer, factor, first, last, of_bias);
+    backward_rows(a, given, first, last, of_bias);
 }
 
 template <typename T>
@@ -46,9 +46,9 @@ void forward(const CrossEntropy<T>& a, const RowStatistics& out, int threads) {
 }
 
 template <typename T>
-void backward(const CrossEntropy<T>& a, const float* normalizer, const float* factor, float* of_bias, int threads) {
+void backward(const CrossEntropy<T>& a, const RowGradients& given, float* of_bias, int threads) {
     sum_over_rows(a.rows, a.columns, 0, threads, {of_bias}, [&](int64_t first, int64_t last, float* sums, float*) {
-        backward_part(a, normalizer, factor, first, last, sums);
+        backward_part(a, given, first, last, sums);
     });
 }
 
@@ -57,14 +57,14 @@ void backward(const CrossEntropy<T>& a, const float* normalizer, const float* fa
 void cross_entropy(const CrossEntropy<float>& a, const RowStatistics& out, int threads) { forward(a, out, threads); }
 void cross_entropy(const CrossEntropy<BFloat16>& a, const RowStatistics& out, int threads) { forward(a, out, threads); }
 
-void cross_entropy_gradients(const CrossEntropy<float>& a, const float* normalizer, const float* factor, float* of_bias,
+void cross_entropy_gradients(const CrossEntropy<float>& a, const RowGradients& given, float* of_bias,
                              int threads) {
-    backward(a, normalizer, factor, of_bias, threads);
+    backward(a, given, of_bias, threads);
 }
 
-void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
+void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const RowGradients& given,
                              float* of_bias, int threads) {
-    backward(a, normalizer, factor, of_bias, threads);
+    backward(a, given, of_bias, threads);
 }
 
 }  // namespace megatron

@@ -14,11 +14,11 @@ __global__ void __launch_bounds__(kRowThreads) statistics_kernel(const CrossEntr
 
 template <int kVector, typename T>
 __global__ void __launch_bounds__(kColumnThreads)
-    gradient_kernel(const CrossEntropy<T> a, const float* normalizer, const float* factor, float* workspace) {
+    gradient_kernel(const CrossEntropy<T> a, const RowGradients& given, float* workspace) {
     const ColumnLanes<kVector> lanes;
     float of_bias[kVector] = {};
     for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
-        cross_entropy_gradient_row(lanes, a, row, normalizer, factor, of_bias);
+        cross_entropy_gradient_row(lanes, a, row, given, of_bias);
     }
     lanes.store(a.columns, workspace + blockIdx.y * a.columns, of_bias);
 }
@@ -35,21 +35,19 @@ int cuda_cross_entropy(const CrossEntropy<T>& a, const RowStatistics& out, void*
 }
 
 template <typename T>
-int cuda_cross_entropy_gradients(const CrossEntropy<T>& a, const float* normalizer, const float* factor,
+int cuda_cross_entropy_gradients(const CrossEntropy<T>& a, const RowGradients& given,
                                  float* of_bias, float* workspace, void* stream) {
     const int64_t parts = std::min(a.rows, kMostParts);
     const int code = with_vector<T>(is_aligned<T>(a.columns, a.logits, a.bias, workspace), [&](auto vector) {
         const dim3 grid(column_blocks(a.columns, vector), static_cast<unsigned>(parts));
-        return launch(gradient_kernel<vector, T>, grid, kColumnThreads, stream, a, normalizer, factor, workspace);
+        return launch(gradient_kernel<vector, T>, grid, kColumnThreads, stream, a, given, workspace);
     });
     return code != 0 ? code : sum_parts({workspace, parts, 1, a.columns, {of_bias}}, stream);
 }
 
 template int cuda_cross_entropy(const CrossEntropy<float>&, const RowStatistics&, void*);
 template int cuda_cross_entropy(const CrossEntropy<BFloat16>&, const RowStatistics&, void*);
-template int cuda_cross_entropy_gradients(const CrossEntropy<float>&, const float*, const float*, float*, float*,
-                                          void*);
-template int cuda_cross_entropy_gradients(const CrossEntropy<BFloat16>&, const float*, const float*, float*, float*,
-                                          void*);
+template int cuda_cross_entropy_gradients(const CrossEntropy<float>&, const RowGradients&, float*, float*, void*);
+template int cuda_cross_entropy_gradients(const CrossEntropy<BFloat16>&, const RowGradients&, float*, float*, void*);
 
 }  // namespace megatron

@@ -37,19 +37,23 @@ MEGATRON_HD void cross_entropy_row(const Lanes& lanes, const CrossEntropy<T>& a,
     out.target[row] = here ? to_float(logits[column]) + to_float(a.bias[column]) : 0.0f;
 }
 
-// logits become gradients: (softmax - label) * factor; 0 in the padding. normalizer: logarithm of the sum of
-// exponentials, [rows].
+// Of each row: the two statistics over the whole vocabulary, and the gradient of its loss.
+struct RowGradients {
+    const float *largest, *total, *factor;  // [rows]
+};
+
+// logits become gradients: (softmax - label) * factor; 0 in the padding.
 template <typename Lanes, typename T>
 MEGATRON_HD void cross_entropy_gradient_row(const Lanes& lanes, const CrossEntropy<T>& a, int64_t row,
-                                            const float* normalizer, const float* factor, float* of_bias) {
+                                            const RowGradients& given, float* of_bias) {
     T* logits = a.logits + row * a.columns;
-    const float normal = normalizer[row], times = factor[row];
+    const float largest = given.largest[row], factor = given.factor[row], times = factor / given.total[row];
     const int64_t label = a.labels[row] - a.start, valid = a.valid;
     lanes.map(
         a.columns, logits,
         [&](int64_t c, int64_t slot, float logit, float bias) {
-            const float p = exponential(logit + bias - normal) * times;
-            const float g = c < valid ? (c == label ? p - times : p) : 0.0f;
+            const float p = exponential(logit + bias - largest) * times;
+            const float g = c < valid ? (c == label ? p - factor : p) : 0.0f;
             of_bias[slot] += g;
             return g;
         },

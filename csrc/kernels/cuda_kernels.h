@@ -15,6 +15,10 @@ namespace megatron {
 // Sums over rows are taken in so many parts, so that they are the same whatever GPU it is.
 constexpr int64_t kMostParts = 264;
 
+constexpr int kSlots = 8;           // values of a row that a thread keeps in registers
+constexpr int kMostThreads = 1024;  // of a block
+constexpr int64_t kMostColumns = int64_t{kMostThreads} * kSlots;  // of a row that is kept in registers: LayerNorm, softmax
+
 // workspace: fp32 [min(rows, kMostParts), sums, columns], where sums over rows are needed.
 template <typename T>
 struct CudaRows {
@@ -25,7 +29,7 @@ struct CudaRows {
     int (*bias_activation_gradients)(const BiasActivationGradients<T>&, Activation, float* of_bias, float* workspace,
                                      void* stream);
     int (*cross_entropy)(const CrossEntropy<T>&, const RowStatistics&, void* stream);
-    int (*cross_entropy_gradients)(const CrossEntropy<T>&, const float* normalizer, const float* factor,
+    int (*cross_entropy_gradients)(const CrossEntropy<T>&, const RowGradients& given,
                                    float* of_bias, float* workspace, void* stream);
     int (*softmax)(const Softmax<T>&, void* stream);
     int (*softmax_gradients)(const SoftmaxGradients<T>&, void* stream);
@@ -46,4 +50,4 @@ constexpr int kCudaKernelsVersion = 1;  // of these structures: the library and 
 
 }  // namespace megatron
 
-extern "C" const megatron::CudaKernels* megatron_cuda_kernels();
+extern "C" __attribute__((visibility("default"))) const megatron::CudaKernels* megatron_cuda_kernels();

@@ -2,14 +2,11 @@
 // where kVector of them are as many; then addresses are multiples of 16 and columns one of kVector.
 #pragma once
 
+#include "cuda_kernels.h"
 #include "cuda_target.h"
 #include "portable.h"
 
 namespace megatron {
-
-constexpr int kSlots = 8;            // values of a row that a thread keeps in registers
-constexpr int kMostThreads = 1024;   // of a block
-constexpr int64_t kMostColumns = int64_t{kMostThreads} * kSlots;  // of a row that is kept in registers
 
 template <int kVector>
 struct Pack {

@@ -19,7 +19,7 @@ int cuda_bias_activation_gradients(const BiasActivationGradients<T>& a, Activati
 template <typename T>
 int cuda_cross_entropy(const CrossEntropy<T>& a, const RowStatistics& out, void* stream);
 template <typename T>
-int cuda_cross_entropy_gradients(const CrossEntropy<T>& a, const float* normalizer, const float* factor,
+int cuda_cross_entropy_gradients(const CrossEntropy<T>& a, const RowGradients& given,
                                  float* of_bias, float* workspace, void* stream);
 template <typename T>
 int cuda_softmax(const Softmax<T>& a, void* stream);

@@ -35,9 +35,9 @@ void bias_activation_gradients(const BiasActivationGradients<BFloat16>& a, Activ
 // Fills the statistics of every row.
 void cross_entropy(const CrossEntropy<float>& a, const RowStatistics& out, int threads);
 void cross_entropy(const CrossEntropy<BFloat16>& a, const RowStatistics& out, int threads);
-void cross_entropy_gradients(const CrossEntropy<float>& a, const float* normalizer, const float* factor, float* of_bias,
+void cross_entropy_gradients(const CrossEntropy<float>& a, const RowGradients& given, float* of_bias,
                              int threads);
-void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const float* normalizer, const float* factor,
+void cross_entropy_gradients(const CrossEntropy<BFloat16>& a, const RowGradients& given,
                              float* of_bias, int threads);
 
 void softmax(const Softmax<float>& a, int threads);

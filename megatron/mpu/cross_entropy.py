@@ -23,21 +23,21 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         largest, total, target = row_statistics(logits, bias, labels, start=start, valid=valid)
         whole = group.all_reduce_(largest.clone(), "max")
         total, target = group.all_reduce_(torch.stack([total * (largest - whole).exp_(), target]))
-        normalizer = total.log() + whole
-        ctx.save_for_backward(logits, bias, labels, normalizer)
+        ctx.save_for_backward(logits, bias, labels, whole, total)
         ctx.arguments = (start, valid, held)
         correct = target >= whole
         ctx.mark_non_differentiable(correct)
-        return normalizer - target, correct
+        return total.log() + (whole - target), correct
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        logits, bias, labels, normalizer = ctx.saved_tensors
+        logits, bias, labels, whole, total = ctx.saved_tensors
         start, valid, (parameter,) = ctx.arguments
         into, given = gradient_memory(parameter)
         # In place: nobody else has the logits, and autograd is told, so that it refuses a second backward.
         increment_version(logits)
-        logits_to_gradients(logits, bias, labels, normalizer, gradient.contiguous(), into, start=start, valid=valid)
+        factor = gradient.contiguous()
+        logits_to_gradients(logits, bias, labels, whole, total, factor, into, start=start, valid=valid)
         return logits, given, None, None, None, None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
+from megatron.ops.operators import address, is_compiled, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,11 @@ def adamw_(
     weights: Tensor, gradients: Tensor, first: Tensor, second: Tensor, copy: Tensor | None, update: Update
 ) -> None:
     """Update weights and moments, fp32 [n] each, in place; copy: the weights in 16 bits [n], written with them."""
-    if weights.device.type == "cpu" and (copy is None or copy.dtype == torch.bfloat16):
+    if is_compiled(weights) and (copy is None or copy.dtype == torch.bfloat16):
         _C.adamw(
             weights.data_ptr(), gradients.data_ptr(), first.data_ptr(), second.data_ptr(),
             0 if copy is None else copy.data_ptr(), weights.numel(), update.factor, update.learning_rate,
-            update.weight_decay, update.beta1, update.beta2, update.epsilon, update.step, torch.get_num_threads(),
+            update.weight_decay, update.beta1, update.beta2, update.epsilon, update.step, place(weights),
         )  # fmt: skip
         return
     torch._fused_adamw_(
@@ -45,6 +46,9 @@ def adamw_(
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """The sum of squares of fp32 [n], an fp64 scalar."""
-    if x.device.type == "cpu":
-        return torch.tensor(_C.sum_of_squares(x.data_ptr(), x.numel(), torch.get_num_threads()), dtype=torch.float64)
-    return torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
+    if not is_compiled(x):
+        return torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
+    total, where = x.new_empty((), dtype=torch.float64), place(x)
+    parts = x.new_empty(_C.most_parts, dtype=torch.float64) if where[0] == 0 else None
+    _C.sum_of_squares(address(x), address(total), address(parts), x.numel(), where)
+    return total

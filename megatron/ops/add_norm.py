@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron.native import _C
 from megatron.ops.dropout import dropout
 from megatron.ops.main_grad import gradient_memory
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def _forward(
     _C.add_norm(
         address(block), address(bias), address(residual), address(weight), address(shift), address(total),
         address(normalized), address(mean), address(rstd), rows, columns, epsilon,
-        address(keys), site_key, probability, DTYPE_CODES[residual.dtype], torch.get_num_threads(),
+        address(keys), site_key, probability, DTYPE_CODES[residual.dtype], place(residual),
     )  # fmt: skip
     return total, normalized, mean, rstd
 
@@ -86,11 +86,12 @@ def _backward(
     expect(columns, torch.float32, of_bias=of_bias, of_weight=of_weight, of_shift=of_shift)
     expect(rows, torch.float32, mean=mean, rstd=rstd)
     expect(rows, torch.int64, keys=keys)
+    sums = workspace(given, rows=rows, columns=columns, sums=3)
     _C.add_norm_gradients(
         address(of_total), address(of_normalized), address(total), address(weight), address(mean), address(rstd),
         address(of_residual) if weight is not None else 0, address(of_block) if has_block else 0, address(of_bias),
-        address(of_weight), address(of_shift), rows, columns, address(keys), site_key,
-        probability, DTYPE_CODES[given.dtype], torch.get_num_threads(),
+        address(of_weight), address(of_shift), address(sums), rows, columns, address(keys), site_key,
+        probability, DTYPE_CODES[given.dtype], place(given),
     )  # fmt: skip
     return of_residual, of_block
 
@@ -164,7 +165,7 @@ class _AddNorm(torch.autograd.Function):
 
 def layernorm(x: Tensor, norm: Norm) -> Tensor:
     """Layer normalisation over the last dimension (arXiv 1607.06450): [..., columns] -> [..., columns]."""
-    if not is_compiled(x):
+    if not is_compiled(x, columns=x.shape[-1]):
         return F.layer_norm(x, norm.weight.shape, norm.weight, norm.shift, norm.epsilon)
     held = (None, norm.weight, norm.shift)
     return _AddNorm.apply(None, None, x, norm.weight, norm.shift, norm.epsilon, NO_DROPOUT, held)[1]
@@ -172,14 +173,14 @@ def layernorm(x: Tensor, norm: Norm) -> Tensor:
 
 def add(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept) -> Tensor:
     """residual + dropout(block + bias): [..., columns] each, bias [columns]."""
-    if not is_compiled(block):
+    if not is_compiled(block, columns=block.shape[-1]):
         return residual + dropout(block + bias, kept.probability, kept.keys, kept.site_key)
     return _AddNorm.apply(block, bias, residual, None, None, 0.0, _active(kept), (bias, None, None))[0]
 
 
 def add_norm(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept, norm: Norm) -> tuple[Tensor, Tensor]:
     """The sum residual + dropout(block + bias), and its LayerNorm: [..., columns] each, bias [columns]."""
-    if not is_compiled(block):
+    if not is_compiled(block, columns=block.shape[-1]):
         total = add(block, bias, residual, kept)
         return total, layernorm(total, norm)
     held = (bias, norm.weight, norm.shift)

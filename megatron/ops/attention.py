@@ -11,7 +11,8 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.dropout import dropout
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, is_compiled_for_cpu
+from megatron.ops.softmax import softmax
 
 
 def padded_lengths(lengths: Tensor, sequence: int) -> Tensor | None:
@@ -26,8 +27,11 @@ def attention(qkv: Tensor, padding: Tensor | None, *, probability: float, keys: 
     (by torch's own operations). Padding is not attended, and what it gives itself is of no use (0 from the compiled
     kernel). keys: int64 [b * heads * s] or None (no dropout). Returns [s, b, heads * head_size].
     """
-    if is_compiled(qkv) and (padding is None or padding.dim() == 1):
-        return _Attention.apply(qkv, padding, keys, site_key, probability)
+    if padding is None or padding.dim() == 1:
+        if is_compiled_for_cpu(qkv):
+            return _Attention.apply(qkv, padding, keys, site_key, probability)
+        if is_compiled(qkv, columns=len(qkv)) and keys is not None and probability > 0.0:
+            return attention_by_softmax(qkv, padding, probability=probability, keys=keys, site_key=site_key)
     return attention_reference(qkv, padding, probability=probability, keys=keys, site_key=site_key)
 
 
@@ -50,6 +54,18 @@ def attention_reference(
         scores = torch.baddbmm(bias.repeat_interleave(heads, 0), q, k.transpose(1, 2), alpha=scale)
     probabilities = dropout(torch.softmax(scores, -1), probability, keys, site_key)
     return torch.bmm(probabilities, v).transpose(0, 1).reshape(s, b, heads * size)
+
+
+def attention_by_softmax(
+    qkv: Tensor, lengths: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int
+) -> Tensor:
+    """`attention` of two products and `softmax`: torch's own attention kernels have no dropout that layouts agree on."""
+    s, b, heads, _, size = qkv.shape
+    q, k, v = qkv.reshape(s, b * heads, 3, size).permute(2, 1, 0, 3).unbind(0)  # [b * heads, s, head_size]
+    scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads * s, s)
+    scale = 1.0 / math.sqrt(size)
+    probabilities = softmax(scores, lengths, scale=scale, probability=probability, keys=keys, site_key=site_key)
+    return torch.bmm(probabilities.view(b * heads, s, s), v).transpose(0, 1).reshape(s, b, heads * size)
 
 
 def padding_bias(padding: Tensor, sequence: int, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.main_grad import gradient_memory
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
 
 ActivationName = Literal["gelu", "gelu_new", "relu"]
 _CODES: dict[str, int] = {"gelu": 0, "gelu_new": 1, "relu": 2}
@@ -22,7 +22,7 @@ def _forward(x: Tensor, bias: Tensor, activation: int) -> Tensor:
     expect(columns, x.dtype, bias=bias)
     _C.bias_activation(
         address(x), address(bias), address(y), x.numel() // columns, columns, activation, DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
+        place(x),
     )  # fmt: skip
     return y
 
@@ -32,9 +32,11 @@ def _backward(of_y: Tensor, x: Tensor, bias: Tensor, of_bias: Tensor, activation
     expect(x.numel(), x.dtype, x=x, of_y=of_y)
     expect(columns, x.dtype, bias=bias)
     expect(columns, torch.float32, of_bias=of_bias)
+    rows = x.numel() // columns
+    sums = workspace(x, rows=rows, columns=columns)
     _C.bias_activation_gradients(
-        address(of_y), address(x), address(bias), address(of_x), address(of_bias), x.numel() // columns, columns,
-        activation, DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        address(of_y), address(x), address(bias), address(of_x), address(of_bias), address(sums), rows, columns,
+        activation, DTYPE_CODES[x.dtype], place(x),
     )  # fmt: skip
     return of_x
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
 
 
 def _statistics(
@@ -22,7 +22,7 @@ def _statistics(
     largest, total, target = _empty(logits)
     _C.cross_entropy(
         address(logits), address(bias), address(labels), address(largest), address(total), address(target), rows,
-        columns, valid, start, DTYPE_CODES[logits.dtype], torch.get_num_threads(),
+        columns, valid, start, DTYPE_CODES[logits.dtype], place(logits),
     )  # fmt: skip
     return largest, total, target
 
@@ -33,18 +33,19 @@ def _empty(logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gradients(
-    logits: Tensor, bias: Tensor, labels: Tensor, normalizer: Tensor, factor: Tensor, of_bias: Tensor, start: int,
-    valid: int,
+    logits: Tensor, bias: Tensor, labels: Tensor, largest: Tensor, total: Tensor, factor: Tensor, of_bias: Tensor,
+    start: int, valid: int,
 ) -> None:  # fmt: skip
     rows, columns = logits.shape
     expect(rows * columns, logits.dtype, logits=logits)
     expect(columns, logits.dtype, bias=bias)
     expect(rows, torch.int64, labels=labels)
-    expect(rows, torch.float32, normalizer=normalizer, factor=factor)
+    expect(rows, torch.float32, largest=largest, total=total, factor=factor)
     expect(columns, torch.float32, of_bias=of_bias)
+    sums = workspace(logits, rows=rows, columns=columns)
     _C.cross_entropy_gradients(
-        address(logits), address(bias), address(labels), address(normalizer), address(factor), address(of_bias), rows,
-        columns, valid, start, DTYPE_CODES[logits.dtype], torch.get_num_threads(),
+        address(logits), address(bias), address(labels), address(largest), address(total), address(factor),
+        address(of_bias), address(sums), rows, columns, valid, start, DTYPE_CODES[logits.dtype], place(logits),
     )  # fmt: skip
 
 
@@ -54,8 +55,8 @@ define(
     _empty,
 )
 define(
-    "cross_entropy_gradients_(Tensor(a!) logits, Tensor bias, Tensor labels, Tensor normalizer, Tensor factor, "
-    "Tensor(b!) of_bias, SymInt start, SymInt valid) -> ()",
+    "cross_entropy_gradients_(Tensor(a!) logits, Tensor bias, Tensor labels, Tensor largest, Tensor total, "
+    "Tensor factor, Tensor(b!) of_bias, SymInt start, SymInt valid) -> ()",
     _gradients,
     lambda *_: None,
 )
@@ -79,23 +80,23 @@ def row_statistics(
 
 
 def logits_to_gradients(
-    logits: Tensor, bias: Tensor, labels: Tensor, normalizer: Tensor, factor: Tensor, of_bias: Tensor, *, start: int,
-    valid: int,
+    logits: Tensor, bias: Tensor, labels: Tensor, largest: Tensor, total: Tensor, factor: Tensor, of_bias: Tensor, *,
+    start: int, valid: int,
 ) -> None:  # fmt: skip
     """Make gradients of logits, in place: (softmax - label) * factor; 0 in columns from `valid` on.
 
-    normalizer, factor: fp32 [n], logarithms of the whole rows' sums of exponentials, and gradients of the losses.
+    largest, total, factor: fp32 [n], both statistics of the whole rows, and gradients of the losses.
     of_bias: fp32 [columns], to which the gradient of the bias is added.
     """
     if is_compiled(logits):
         torch.ops.megatron.cross_entropy_gradients_(
-            logits, bias, labels, normalizer, factor, of_bias, start, valid
+            logits, bias, labels, largest, total, factor, of_bias, start, valid
         )
         return
-    weight = factor.unsqueeze(1)
-    gradients = (logits[:, :valid].float() + bias[:valid].float() - normalizer.unsqueeze(1)).exp_().mul_(weight)
+    biased = logits[:, :valid].float() + bias[:valid].float()
+    gradients = (biased - largest.unsqueeze(1)).exp_().mul_((factor / total).unsqueeze(1))
     column, outside = _places(labels, start, valid)
-    gradients.scatter_add_(1, column.unsqueeze(1), (-weight).masked_fill(outside.unsqueeze(1), 0.0))
+    gradients.scatter_add_(1, column.unsqueeze(1), (-factor.unsqueeze(1)).masked_fill(outside.unsqueeze(1), 0.0))
     of_bias[:valid] += gradients.sum(0)
     logits[:, :valid] = gradients
     logits[:, valid:] = 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.hash import mix64, row_hash
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place
 
 
 def _compute(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
@@ -20,7 +20,7 @@ def _compute(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tens
     expect(rows, torch.int64, keys=keys)
     _C.dropout(
         address(x), address(y), rows, x.numel() // rows, address(keys), site_key, probability,
-        DTYPE_CODES[x.dtype], torch.get_num_threads(),
+        DTYPE_CODES[x.dtype], place(x),
     )  # fmt: skip
     return y
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.main_grad import gradient_memory
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled_for_cpu
 
 
 def _forward(ids: Tensor, tables: Sequence[Tensor]) -> Tensor:
@@ -66,7 +66,7 @@ def embedding_sum(ids: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
     An id below zero stands for a row of zeros.
     """
     shape = ids[0].shape
-    if is_compiled(tables[0]):
+    if is_compiled_for_cpu(tables[0]):
         every = torch.stack([one.reshape(-1) for one in ids])
         return _Embedding.apply(every, tuple(tables), *tables).view(*shape, tables[0].shape[1])
     found = [

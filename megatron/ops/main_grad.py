@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
 
 
 def main_grad_of(parameter: Tensor) -> Tensor | None:
@@ -61,8 +61,9 @@ def _compute(into: Tensor, rows: Tensor) -> None:
     count, columns = rows.shape
     expect(count * columns, rows.dtype, rows=rows)
     expect(columns, torch.float32, into=into)
+    sums = workspace(rows, rows=count, columns=columns) if count > 1 else None
     _C.add_rows(
-        address(into), address(rows), count, columns, DTYPE_CODES[rows.dtype], torch.get_num_threads()
+        address(into), address(rows), address(sums), count, columns, DTYPE_CODES[rows.dtype], place(rows)
     )
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from megatron.ops.adamw import Update, adamw_, sum_of_squares
 from tests.ops.compare import THREADS, assert_no_worse, new_memory_is_nan
+from tests.ops.places import in_all_places
+
+pytestmark = in_all_places
 
 UPDATE = Update(factor=0.7, learning_rate=1e-2, weight_decay=0.1, beta1=0.9, beta2=0.999, epsilon=1e-6, step=1)
 STEPS = 4

@@ -9,6 +9,9 @@ from megatron.mpu.random import site_key
 from megatron.ops.add_norm import NO_DROPOUT, Kept, Norm, add, add_norm, layernorm
 from megatron.ops.dropout import dropout_mask
 from tests.ops.compare import DTYPES, Function, check, with_gradients
+from tests.ops.places import in_all_places
+
+pytestmark = in_all_places
 
 SITE = site_key(4, 2)
 EPSILON = 1e-5

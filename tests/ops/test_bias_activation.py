@@ -7,6 +7,9 @@ from torch import Tensor
 
 from megatron.ops.bias_activation import ActivationName, bias_activation
 from tests.ops.compare import DTYPES, Function, check, with_gradients
+from tests.ops.places import in_all_places
+
+pytestmark = in_all_places
 
 SHAPES = [(1, 1), (5, 1), (1, 33), (7, 33), (2, 16, 312), (4, 1000), (0, 33)]
 ACTIVATIONS: list[ActivationName] = ["gelu", "gelu_new", "relu"]

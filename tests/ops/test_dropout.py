@@ -8,6 +8,9 @@ from megatron.mpu.group import Group
 from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys, site_key
 from megatron.ops.dropout import dropout, dropout_mask
+from tests.ops.places import in_all_places
+
+pytestmark = in_all_places
 
 SINGLE = ParallelContext.single()
 

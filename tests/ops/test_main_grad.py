@@ -20,6 +20,9 @@ from megatron.ops.bias_activation import bias_activation
 from megatron.ops.embedding import embedding_sum
 from megatron.ops.main_grad import add_product, add_sum, gradient_memory
 from tests.ops.compare import DTYPES
+from tests.ops.places import in_all_places
+
+pytestmark = in_all_places
 
 SINGLE = ParallelContext.single()
 SPREAD = Initial(std=0.5)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad
+from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax
 from megatron.ops.operators import LIBRARY
 from tests.ops.compare import DTYPES
 
-MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad]  # which define operators
+MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax]  # which define operators
 ROWS, COLUMNS, SITE = 7, 10, -5
 
 
@@ -29,6 +29,7 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
 
     keys, labels, ids = torch.arange(ROWS), torch.arange(ROWS) + 2, torch.tensor([[0, 3, -1], [1, 1, 0]])
     qkv, lengths, head_keys = torch.randn(5, 2, 3, 3, 4).to(dtype), torch.tensor([5, 3]), torch.arange(2 * 3 * 5)
+    scores, row_keys = torch.randn(2, 3, 5).to(dtype), torch.arange(6)
     tables, memory = [torch.randn(4, COLUMNS).to(dtype) for _ in range(2)], [torch.zeros(4, COLUMNS) for _ in range(2)]
     return {
         "dropout": [(rows(), 0.5, keys, SITE)],
@@ -47,7 +48,11 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
             (None, rows(), rows(), columns(), numbers(), numbers(), False, None, sums(), sums(), None, SITE, 0.0),
         ],
         "cross_entropy": [(rows(), columns(), labels, 2, 7)],
-        "cross_entropy_gradients_": [(rows(), columns(), labels, numbers(), numbers(), sums(), 2, 7)],
+        "cross_entropy_gradients_": [
+            (rows(), columns(), labels, numbers(), numbers(), numbers(), sums(), 2, 7)
+        ],
+        "softmax": [(scores, lengths, 0.5, row_keys, SITE, 0.5), (scores, None, 0.5, None, SITE, 0.0)],
+        "softmax_gradients": [(scores, scores, 0.5, row_keys, SITE, 0.5), (scores, scores, 0.5, None, SITE, 0.0)],
         "add_rows_": [(sums(), rows()), (sums(), rows()[:1])],
         "attention": [(qkv, lengths, head_keys, SITE, 0.5), (qkv, None, None, SITE, 0.0)],
         "attention_gradients": [(torch.randn(5, 2, 12).to(dtype), qkv, lengths, head_keys, SITE, 0.5)],
