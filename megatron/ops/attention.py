@@ -59,7 +59,7 @@ def attention_reference(
 def attention_by_softmax(
     qkv: Tensor, lengths: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int
 ) -> Tensor:
-    """`attention` of two products and `softmax`: torch's own attention kernels have no dropout that layouts agree on."""
+    """`attention` of two products and `softmax`: torch's attention kernels have no dropout that layouts agree on."""
     s, b, heads, _, size = qkv.shape
     q, k, v = qkv.reshape(s, b * heads, 3, size).permute(2, 1, 0, 3).unbind(0)  # [b * heads, s, head_size]
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads * s, s)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron.native import _C, cuda_kernels
+from megatron.native import _C
+from megatron.ops import cuda
 
 LIBRARY = torch.library.Library("megatron", "DEF")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -43,7 +44,7 @@ def is_compiled(x: Tensor, *, columns: int = 0) -> bool:
     """
     if x.device.type != "cuda":
         return is_compiled_for_cpu(x)
-    return x.dtype in DTYPE_CODES and columns <= MOST_COLUMNS and cuda_kernels().loaded and not torch.jit.is_tracing()
+    return x.dtype in DTYPE_CODES and columns <= MOST_COLUMNS and cuda.kernels().loaded and not torch.jit.is_tracing()
 
 
 def place(x: Tensor) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def softmax(
 ) -> Tensor:
     """dropout(softmax(scale * scores)) over the tokens of each sample.
 
-    scores: [b, rows, s], of which the first `lengths` (int64 [b]; None: all) of s count, at least one; the others get 0.
+    scores: [b, rows, s], of which the first `lengths` (int64 [b], at least 1; None: all) of s count; others get 0.
     keys: int64 [b * rows] or None (no dropout). Sums are in fp32.
     """
     if probability == 0.0:

@@ -8,7 +8,8 @@ from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dr
 from megatron.ops.operators import LIBRARY
 from tests.ops.compare import DTYPES
 
-MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax]  # which define operators
+# Those that define operators.
+MODULES = [add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax]
 ROWS, COLUMNS, SITE = 7, 10, -5
 
 
