@@ -1,6 +1,7 @@
 # make install      the virtual environment .venv with everything, C++ helpers compiled
 # make quickstart   text -> vocabulary -> pre-training -> Hugging Face -> fine-tuning, in minutes on a CPU
 # make test         all CPU tests but the slow ones; make test-all runs those too
+# make kernels      the CUDA kernels alone, which make install builds too where nvcc is
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
 # make bench        the training step against transformers: speed, short texts, memory; half an hour on two idle cores
 # make lint types imports   what CI checks besides; make format mends what can be mended
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install quickstart test test-all sanitize bench lint format types imports clean
+.PHONY: install quickstart kernels test test-all sanitize bench lint format types imports clean
 
 install: .venv/installed
 
@@ -22,7 +23,7 @@ install: .venv/installed
 	touch $@
 
 # The build tools are installed first and used without isolation, so that they too are the pinned ones.
-.venv/installed: .venv/torch-installed setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
+.venv/installed: .venv/torch-installed setup.py tools/build_kernels.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(BIN)/python -m pip install --quiet setuptools wheel pybind11 --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
 	  --editable '.[dev,quickstart,tensorboard]'
@@ -30,6 +31,9 @@ install: .venv/installed
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py
+
+kernels: .venv/torch-installed
+	$(BIN)/python tools/build_kernels.py
 
 # Two at a time: much of it waits for processes and the disk. A file stays on one worker, for its fixtures.
 test: install

@@ -6,6 +6,8 @@ The exact versions that are tested together stand in constraints.txt; `make inst
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +20,14 @@ OPENMP_PROBE = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1;
 
 
 class BuildExtension(build_ext):
-    """Adds OpenMP where the compiler has it; without it the helpers run on one thread."""
+    """Adds OpenMP where the compiler has it, and builds the CUDA kernels where nvcc is."""
+
+    def run(self) -> None:
+        super().run()
+        library = Path(self.get_ext_fullpath("megatron._C")).with_name("libmegatron_cuda.so")
+        # May fail: without nvcc there is hardly a GPU, and everything else works without the kernels.
+        builder = ROOT / "tools" / "build_kernels.py"
+        subprocess.run([sys.executable, str(builder), "--output", str(library)], check=False)
 
     def build_extensions(self) -> None:
         if self.has_openmp():

@@ -1,4 +1,4 @@
-// Where the kernels are compiled for: CUDA, or, for tests without a GPU, a CPU on which tests/kernels/emulated_cuda.h
+// Where the kernels are compiled for: CUDA, or, for tests without a GPU, a CPU on which tests/ops/emulated_cuda.h
 // has the threads of a block take turns.
 #pragma once
 

@@ -59,6 +59,7 @@ MEGATRON_HD BFloat16 from_float<BFloat16>(float x) {
     return static_cast<BFloat16>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
+#if !defined(__CUDACC__)
 // The whole row in one thread.
 struct SerialLanes {
     template <typename F, typename... T>
@@ -92,5 +93,6 @@ struct SerialLanes {
         return largest;
     }
 };
+#endif
 
 }  // namespace megatron

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
+from megatron.ops import cublas
 from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
 
 
@@ -30,13 +31,15 @@ def gradient_memory(parameter: Tensor) -> tuple[Tensor, Tensor | None]:
 def add_product(parameter: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
     """Add the gradient rows^T columns of a weight [outputs, inputs]; what autograd is to be given for it.
 
-    rows: [n, outputs]; columns: [n, inputs]. In fp32 the product adds to what is there as it is computed.
+    rows: [n, outputs]; columns: [n, inputs]. In fp32, and on a GPU, the product itself adds to what is there.
     """
     main_grad = main_grad_of(parameter)
     if main_grad is None:
         return rows.t() @ columns
     if rows.dtype == main_grad.dtype:
         main_grad.addmm_(rows.t(), columns)
+    elif rows.is_cuda and cublas.is_here():
+        torch.ops.megatron.add_product_(main_grad, rows.contiguous(), columns.contiguous())
     else:
         _add_rows(main_grad, (rows.t() @ columns).view(1, -1))
     return None
@@ -67,6 +70,7 @@ def _compute(into: Tensor, rows: Tensor) -> None:
     )
 
 
+define("add_product_(Tensor(a!) into, Tensor rows, Tensor columns) -> ()", cublas.add_product_, lambda *_: None)
 define("add_rows_(Tensor(a!) into, Tensor rows) -> ()", _compute, lambda *_: None)
 
 

@@ -19,6 +19,7 @@ from megatron.errors import UserError
 from megatron.files import write_file
 from megatron.mpu.context import ParallelContext
 from megatron.native import _C
+from megatron.ops.choices import choice_lines, choices
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.batching import padding_ratio, training_batches
 from megatron.tasks.config import FinetuneConfig, TuningConfig
@@ -80,6 +81,12 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
         recorder = _open_records(config, context)
     for line in _summary(config, task, hyper, train_set, (dev_set, *scored_sets, *test_sets)):
         recorder.say(line)
+    dtype, dropout = DTYPES[config.precision.dtype], shape.attention_dropout
+    table = choices(
+        context.device.type, dtype, hidden=shape.hidden_size, sequence=length, attention_dropout=dropout
+    )
+    for line in ("operations:", *choice_lines(table)):
+        recorder.say(line)
     run = Run(
         config=config,
         context=context,
@@ -93,7 +100,7 @@ def _finetune(config: FinetuneConfig, files: TaskFiles, pretrained: Pretrained, 
     trained = None
     if train_set is None or objective is None:
         for chunk in run.model.chunks:
-            chunk.to(context.device, DTYPES[config.precision.dtype])
+            chunk.to(context.device, dtype)
         best = evaluate(run, dev_set)
     else:
         trained = train(run, objective, train_set.encoded, dev_set)

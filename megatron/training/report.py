@@ -15,6 +15,8 @@ from megatron.model.parts import split_of
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pulse import plural
 from megatron.native import _C
+from megatron.ops.choices import choice_lines, choices
+from megatron.optimizer.adamw import DTYPES
 from megatron.optimizer.schedule import total_samples
 from megatron.training.evaluation import evaluation_samples
 from megatron.training.model import Pretraining, num_parameters
@@ -42,6 +44,8 @@ def start_report(
         *configuration_lines(config),
         *machine_lines(context),
         *part_lines(config.logging, context),
+        "operations:",
+        *operation_lines(config, context),
         *layout_lines(config, context),
         *parameter_lines(config, context, model),
         *device,
@@ -95,6 +99,19 @@ def part_lines(options: LoggingConfig, context: ParallelContext) -> Iterator[str
         for name in ("tensorboard", "wandb", "apex")
     ]
     yield f"records: {', '.join(records)}; optional packages: {', '.join(packages)}"
+
+
+def operation_lines(config: PretrainConfig, context: ParallelContext) -> list[str]:
+    """Which implementation each operation has."""
+    model = config.model
+    table = choices(
+        context.device.type,
+        DTYPES[config.precision.dtype],
+        hidden=model.hidden_size,
+        sequence=config.data.seq_length,
+        attention_dropout=model.attention_dropout,
+    )
+    return choice_lines(table)
 
 
 def layout_lines(config: PretrainConfig, context: ParallelContext) -> Iterator[str]:

@@ -10,7 +10,7 @@ import torch
 
 from megatron.native import _C
 from megatron.ops import operators
-from tests.kernels.emulated import build
+from tests.ops.emulated import build
 from tests.ops.places import EMULATED
 
 

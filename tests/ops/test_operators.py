@@ -54,6 +54,7 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple[object, ...]]]:
         ],
         "softmax": [(scores, lengths, 0.5, row_keys, SITE, 0.5), (scores, None, 0.5, None, SITE, 0.0)],
         "softmax_gradients": [(scores, scores, 0.5, row_keys, SITE, 0.5), (scores, scores, 0.5, None, SITE, 0.0)],
+        "add_product_": [(torch.zeros(4, COLUMNS), torch.randn(ROWS, 4).to(dtype), rows())],
         "add_rows_": [(sums(), rows()), (sums(), rows()[:1])],
         "attention": [(qkv, lengths, head_keys, SITE, 0.5), (qkv, None, None, SITE, 0.0)],
         "attention_gradients": [(torch.randn(5, 2, 12).to(dtype), qkv, lengths, head_keys, SITE, 0.5)],
