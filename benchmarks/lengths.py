@@ -83,7 +83,7 @@ def made_up(rows: int, seed: int) -> Encoded:
 
 def padded(encoded: Encoded) -> StaticPadding:
     """The same texts."""
-    return StaticPadding(**vars(encoded))
+    return StaticPadding(**{field.name: getattr(encoded, field.name) for field in fields(encoded)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,9 +31,21 @@ def evaluation_batches(lengths: np.ndarray, *, batch_size: int) -> list[np.ndarr
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def padded_width(longest: int, *, multiple: int = 1) -> int:
+    """The tokens to which a batch is padded: a few more than its longest input, so that few widths occur.
+
+    At most 16 between a power of two and the next. oneDNN prepares each product anew for each shape, which costs 1 ms
+    and 0.6 MiB: with every width from 30 to 128 a training was a third slower and had three times the memory.
+    multiple: of what the width must be a multiple.
+    """
+    step = 1 << max(0, max(longest - 1, 0).bit_length() - 5)
+    step = math.lcm(step, multiple)
+    return -(-longest // step) * step
+
+
 def padding_ratio(lengths: np.ndarray, batches: Sequence[np.ndarray]) -> float:
-    """Padded over real tokens of batches that are padded to their longest row."""
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    """Padded over real tokens of batches."""
+    padded = sum(len(rows) * padded_width(int(lengths[rows].max())) for rows in batches)
     return padded / int(sum(lengths[rows].sum() for rows in batches))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from megatron.tasks.batching import padded_width
 
 if TYPE_CHECKING:
     from megatron.data.tokenizer import Tokenizer
@@ -73,7 +76,7 @@ class Encoded:
         """What can be drawn for a batch."""
         return self.num_inputs // self.row_inputs
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of the longest input of every row, special tokens included, int64 [rows]."""
         longest: np.ndarray = np.diff(self.offsets).reshape(-1, self.row_inputs).max(axis=1)
@@ -103,9 +106,10 @@ class Encoded:
         return len(self.labels_of(rows))
 
     def batch(self, rows: np.ndarray, *, multiple: int = 1) -> TaskBatch:
-        """The rows (int64, may be none) as one batch, padded to the longest and to a multiple of so many tokens."""
+        """The rows (int64, may be none) as one batch, padded to `padded_width`, if any row is as long as that."""
         inputs, lengths = self.inputs_of(rows), self.lengths_of(rows)
-        width = -(-int(lengths.max(initial=0)) // multiple) * multiple
+        longest, most = int(lengths.max(initial=0)), int(self.lengths.max(initial=0))
+        width = min(padded_width(longest, multiple=multiple), -(-most // multiple) * multiple)
         columns = np.arange(width)
         real = columns < lengths[:, None]
         places = (self.offsets[inputs, None] + columns)[real]

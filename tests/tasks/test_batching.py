@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.tasks.batching import evaluation_batches, padding_ratio, training_batches
+from megatron.tasks.batching import evaluation_batches, padded_width, padding_ratio, training_batches
+from megatron.tasks.encode import Encoded
 
 
 @given(st.lists(st.integers(2, 128), min_size=1, max_size=400), st.integers(1, 20), st.integers(0, 5))
@@ -40,6 +41,30 @@ def test_order_does_not_follow_the_length() -> None:
     lengths = np.random.default_rng(0).integers(5, 60, 4000)
     means = [lengths[rows].mean() for rows in training_batches(lengths, batch_size=16, seed=1, epoch=0)]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+@given(st.integers(1, 1000), st.sampled_from([1, 2, 3, 8]))
+def test_a_width_is_a_few_tokens_more(longest: int, multiple: int) -> None:
+    width = padded_width(longest, multiple=multiple)
+    assert longest <= width < longest * (1 + multiple / 16) + multiple and width % multiple == 0
+
+
+def test_few_widths_occur() -> None:
+    assert [padded_width(longest) for longest in (0, 1, 31, 33, 63, 65, 129, 257, 500)] == [
+        0, 1, 31, 34, 64, 68, 136, 272, 512
+    ]  # fmt: skip
+    assert len({padded_width(longest) for longest in range(1, 513)}) == 32 + 4 * 16
+
+
+def test_a_batch_is_not_wider_than_the_longest_of_all_rows() -> None:
+    """Position embeddings may end there."""
+    lengths = np.array([50, 66, 67])
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    labels, tokens = np.zeros(3, np.int64), np.arange(lengths.sum())
+    encoded = Encoded(tokens=tokens, offsets=offsets, first_lengths=lengths, labels=labels, pad_id=0, truncated=0)
+    assert encoded.batch(np.array([0, 1])).tokens.shape == (2, 67)
+    assert encoded.batch(np.array([0, 1]), multiple=4).tokens.shape == (2, 68)
+    assert encoded.batch(np.array([0])).tokens.shape == (1, 50)
 
 
 def test_padding_ratio_counts() -> None:
