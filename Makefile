@@ -4,6 +4,7 @@
 # make kernels      the CUDA kernels alone, which make install builds too where nvcc is
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
 # make bench        the training step against transformers: speed, short texts, memory; half an hour on two idle cores
+# make gpu          on a machine with a GPU and nvcc: tests on the GPU, then its benchmarks; PYTHON needs PyTorch alone
 # make lint types imports   what CI checks besides; make format mends what can be mended
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install quickstart kernels test test-all sanitize bench lint format types imports clean
+.PHONY: install quickstart kernels test test-all sanitize bench gpu lint format types imports clean
 
 install: .venv/installed
 
@@ -62,6 +63,16 @@ bench: install
 	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/render.py
+
+# With PYTHON itself, no network. What it lacks (setuptools, pybind11, pytest, pytest-timeout and what they need, all
+# pure Python) may lie in wheels/, which git ignores.
+GPU_PYTHON := PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(PYTHON)
+
+gpu:
+	test ! -d wheels || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu wheels/*.whl
+	$(GPU_PYTHON) setup.py --quiet build_ext --inplace
+	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/layouts/test_cuda.py
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 lint: install
 	$(BIN)/ruff check .

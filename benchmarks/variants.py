@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import MegatronBertConfig, MegatronBertForPreTraining
 
-from megatron.checkpoint.hub_names import merge, parameter_table
 from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from megatron.data.batches import Batch
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.optimizer.adamw import Optimizer
-from megatron.planning.case import Case
-from megatron.planning.estimate import step_flops
 from megatron.training.model import Pretraining, build, new_optimizer
 from megatron.training.step import train_step
+
+# A machine with a GPU may lack transformers and tokenizers: what needs them is imported where it is used.
+if TYPE_CHECKING:
+    from transformers import MegatronBertForPreTraining
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 MASK_TOKEN, FIRST_WORD = 103, 110  # ids below the first word are special
 # Variants by number format: names of ours and of the peers that it is compared with.
 OURS = {"fp32": "ours, fp32", "bf16": "ours, bf16"}
 PEERS = {"fp32": ("peer, fp32",), "bf16": ("peer, bf16 autocast", "peer, bf16 weights")}
+CPU = torch.device("cpu")
 Step = Callable[[], float]  # one training step; returns its loss
 
 
@@ -61,6 +63,9 @@ class Shape:
 
     def flops(self, masked: int) -> float:
         """Floating-point operations of a step's products, with `masked` tokens to predict."""
+        from megatron.planning.case import Case
+        from megatron.planning.estimate import step_flops
+
         case = Case(
             model=self.model(0.0),
             parallel=ParallelConfig(),
@@ -96,6 +101,8 @@ def batch_of(shape: Shape) -> Batch:
 
 def peer_model(shape: Shape, dropout: float) -> MegatronBertForPreTraining:
     """The class of transformers with the same initial weights at each call."""
+    from transformers import MegatronBertConfig, MegatronBertForPreTraining
+
     torch.manual_seed(1)
     return MegatronBertForPreTraining(
         MegatronBertConfig(
@@ -120,13 +127,14 @@ def peer_step(
     autocast: bool,
     compiled: bool = False,
     exact_norm: bool = False,
+    device: torch.device = CPU,
 ) -> Step:
     """The usual loop around the class of transformers, with fused AdamW.
 
     weights: their dtype; autocast: to bf16. exact_norm: the norm to clip by in fp64, to compare losses; torch's own in
     fp32 is a few parts in ten thousand off on a CPU.
     """
-    model = peer_model(shape, dropout).to(weights)
+    model = peer_model(shape, dropout).to(device, weights)
     if compiled:
         model.compile()
     parameters = list(model.parameters())
@@ -138,13 +146,14 @@ def peer_step(
     labels = torch.full((shape.tokens,), -100)
     labels[torch.from_numpy(batch.masked_positions)] = torch.from_numpy(batch.masked_labels)
     tokens = torch.from_numpy(batch.tokens)
-    arguments = {
+    inputs = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
         "token_type_ids": torch.from_numpy(batch.token_types),
         "labels": labels.view_as(tokens),
         "next_sentence_label": torch.from_numpy(batch.sop_labels),
     }
+    arguments = {name: x.to(device) for name, x in inputs.items()}
 
     def clip() -> None:
         if exact_norm:
@@ -154,7 +163,7 @@ def peer_step(
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+        with torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext():
             loss = model(**arguments).loss
         loss.backward()
         clip()
@@ -182,9 +191,10 @@ def ours(
     precision: PrecisionConfig,
     weights: Mapping[str, torch.Tensor] | None = None,
     compiled: bool = False,
+    device: torch.device = CPU,
 ) -> Ours:
     """The step of `pretrain_bert.py` in one process. weights: those of a peer, under its names."""
-    model, context, parallel = shape.model(dropout), ParallelContext.single(), ParallelConfig()
+    model, context, parallel = shape.model(dropout), ParallelContext.single(device.type), ParallelConfig()
     run = build(model, parallel, precision, 1, context)
     if weights is not None:
         _load(run, weights)
@@ -203,6 +213,8 @@ def ours(
 
 @torch.no_grad()
 def _load(run: Pretraining, weights: Mapping[str, torch.Tensor]) -> None:
+    from megatron.checkpoint.hub_names import merge, parameter_table
+
     (chunk,) = run.chunks
     table = parameter_table(run.config, "bert.")
     for name, parameter in chunk.named_parameters():
