@@ -89,10 +89,7 @@ def seconds_of(call: Callable[[], object], device: str, repetitions: int = 20) -
 def ceilings(device: str, table: Mapping[str, Model], small: bool) -> dict[str, Any]:
     """TFLOP/s of products and attention in bf16, GB/s of a copy (read and written)."""
     side, length = (256, 1 << 20) if small else (8192, 1 << 30)
-    found: dict[str, Any] = {"product": product(side, side, side, device)}
-    source, target = (torch.empty(length, dtype=torch.uint8, device=device) for _ in range(2))
-    found["copy"] = 2 * length / seconds_of(lambda: target.copy_(source), device) / 1e9
-    del source, target
+    found: dict[str, Any] = {"product": product(side, side, side, device), "copy": copy_rate(length, device)}
     for name, model in table.items():
         one = model.shape
         h, masked = one.hidden, int(MASKED * one.tokens)
@@ -105,6 +102,12 @@ def ceilings(device: str, table: Mapping[str, Model], small: bool) -> dict[str, 
             "attention, both ways": attention(one, device),
         }
     return found
+
+
+def copy_rate(length: int, device: str) -> float:
+    """GB/s of a copy of so many bytes, read and written."""
+    source, target = (torch.empty(length, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * length / seconds_of(lambda: target.copy_(source), device) / 1e9
 
 
 def product(m: int, k: int, n: int, device: str) -> float:
