@@ -315,6 +315,7 @@ void call_sum_of_squares(uintptr_t x, uintptr_t total, uintptr_t workspace, int6
 
 void bind_kernels(py::module_& m) {
     m.attr("most_parts") = kMostParts;
+    m.def("parts_of", &parts_of, py::arg("rows"), py::arg("columns"), "In how many parts a GPU takes sums over rows.");
     m.attr("most_columns") = kMostColumns;
     m.def("load_cuda_kernels", &load_cuda_kernels, py::arg("path"), "Make a library of CUDA kernels the one that is used.");
     m.def("dropout", &call_dropout, py::arg("x"), py::arg("y"), py::arg("rows"), py::arg("columns"), py::arg("keys"),

@@ -113,6 +113,7 @@ class SharedGroup:
 most_parts: int
 most_columns: int
 
+def parts_of(rows: int, columns: int) -> int: ...
 def load_cuda_kernels(path: str) -> None: ...
 def dropout(
     x: int,

@@ -62,7 +62,7 @@ int cuda_add_rows(float* into, const T* x, int64_t rows, int64_t columns, float*
             return launch(add_kernel<vector, T>, grid, kColumnThreads, stream, into, x, columns);
         });
     }
-    const int64_t parts = std::min(rows, kMostParts);
+    const int64_t parts = parts_of(rows, columns);
     const int code = with_vector<T>(is_aligned<T>(columns, x, workspace), [&](auto vector) {
         const dim3 grid(column_blocks(columns, vector), static_cast<unsigned>(parts));
         return launch(sum_rows_kernel<vector, T>, grid, kColumnThreads, stream, x, rows, columns, workspace);

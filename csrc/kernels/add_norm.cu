@@ -66,7 +66,7 @@ int cuda_add_norm_gradients(const AddNormGradients<T>& a, const ColumnSums& sums
     const bool block = a.of_block != nullptr, dropout = a.dropout.keys != nullptr, norm = a.weight != nullptr;
     const bool aligned = is_aligned<T>(a.columns, a.of_sum, a.of_normalized, a.sum, a.weight, a.of_residual,
                                        a.of_block, workspace);
-    const int64_t threads = row_threads(a.columns), parts = std::min(a.rows, kMostParts);
+    const int64_t threads = row_threads(a.columns), parts = parts_of(a.rows, a.columns);
     const int code = with_parts(block, dropout, norm, [&](auto has_block, auto has_dropout, auto has_norm) {
         return with_vector<T>(aligned, [&](auto vector) {
             const dim3 grid(static_cast<unsigned>(parts));

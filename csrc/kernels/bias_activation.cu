@@ -47,7 +47,7 @@ int cuda_bias_activation(const BiasActivation<T>& a, Activation activation, void
 template <typename T>
 int cuda_bias_activation_gradients(const BiasActivationGradients<T>& a, Activation activation, float* of_bias,
                                    float* workspace, void* stream) {
-    const int64_t parts = std::min(a.rows, kMostParts);
+    const int64_t parts = parts_of(a.rows, a.columns);
     const int code = with_activation(activation, [&](auto kind) {
         const bool aligned = is_aligned<T>(a.columns, a.of_y, a.x, a.bias, a.of_x, workspace);
         return with_vector<T>(aligned, [&](auto vector) {

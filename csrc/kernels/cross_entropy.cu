@@ -37,7 +37,7 @@ int cuda_cross_entropy(const CrossEntropy<T>& a, const RowStatistics& out, void*
 template <typename T>
 int cuda_cross_entropy_gradients(const CrossEntropy<T>& a, const RowGradients& given,
                                  float* of_bias, float* workspace, void* stream) {
-    const int64_t parts = std::min(a.rows, kMostParts);
+    const int64_t parts = parts_of(a.rows, a.columns);
     const int code = with_vector<T>(is_aligned<T>(a.columns, a.logits, a.bias, workspace), [&](auto vector) {
         const dim3 grid(column_blocks(a.columns, vector), static_cast<unsigned>(parts));
         return launch(gradient_kernel<vector, T>, grid, kColumnThreads, stream, a, given, workspace);

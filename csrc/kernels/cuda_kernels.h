@@ -2,6 +2,8 @@
 // on `stream` and return 0, a cudaError_t, or one of the library's own codes below 0, which `message` explains.
 #pragma once
 
+#include <algorithm>
+
 #include "accumulate.h"
 #include "adamw.h"
 #include "add_norm.h"
@@ -12,14 +14,19 @@
 
 namespace megatron {
 
-// Sums over rows are taken in so many parts, so that they are the same whatever GPU it is.
-constexpr int64_t kMostParts = 264;
+// Sums over rows are taken in parts, a block each: enough blocks to keep a GPU busy, few enough that their sums are little
+// beside the rows. The number depends on shapes alone, so that results are the same whatever GPU it is.
+constexpr int64_t kFewestParts = 132, kMostParts = 1056;
+
+inline int64_t parts_of(int64_t rows, int64_t columns) {
+    return std::min(rows, std::clamp<int64_t>(kMostParts * 1024 / columns, kFewestParts, kMostParts));
+}
 
 constexpr int kSlots = 8;           // values of a row that a thread keeps in registers
 constexpr int kMostThreads = 1024;  // of a block
 constexpr int64_t kMostColumns = int64_t{kMostThreads} * kSlots;  // of a row that is kept in registers: LayerNorm, softmax
 
-// workspace: fp32 [min(rows, kMostParts), sums, columns], where sums over rows are needed.
+// workspace: fp32 [parts_of(rows, columns), sums, columns], where sums over rows are needed.
 template <typename T>
 struct CudaRows {
     int (*dropout)(const Dropout<T>&, void* stream);

@@ -59,7 +59,7 @@ def workspace(x: Tensor, *, rows: int, columns: int, sums: int = 1) -> Tensor | 
     """
     if place(x)[0] > 0:
         return None
-    return x.new_empty(min(rows, _C.most_parts) * sums * columns, dtype=torch.float32)
+    return x.new_empty(_C.parts_of(rows, columns) * sums * columns, dtype=torch.float32)
 
 
 def expect(size: int, dtype: torch.dtype, **tensors: Tensor | None) -> None:

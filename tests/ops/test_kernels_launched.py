@@ -45,12 +45,17 @@ def test_memory_that_does_not_start_at_16_bytes(offset: int) -> None:
     torch.testing.assert_close(bias_activation(x, bias, "relu"), torch.relu(x + bias))
 
 
-@pytest.mark.parametrize("rows", [1, _C.most_parts, _C.most_parts + 1, 1000])
-def test_sums_over_more_rows_than_parts(rows: int) -> None:
-    x, parameter = torch.randn(rows, 24), torch.nn.Parameter(torch.zeros(24))
+@pytest.mark.parametrize(("rows", "columns"), [(1, 24), (1056, 24), (1057, 24), (700, 2048), (140, 20_000)])
+def test_sums_over_more_rows_than_parts(rows: int, columns: int) -> None:
+    x, parameter = torch.randn(rows, columns), torch.nn.Parameter(torch.zeros(columns))
     given = add_sum(parameter, x)
     assert given is not None
     torch.testing.assert_close(given, x.double().sum(0).float(), atol=1e-4, rtol=1e-5)
+
+
+def test_parts_are_many_for_narrow_rows_and_few_for_wide_ones() -> None:
+    assert [_C.parts_of(10_000, columns) for columns in (1, 1024, 2048, 21_248)] == [1056, 1056, 528, 132]
+    assert _C.parts_of(5, 1024) == 5
 
 
 def test_the_same_sums_whatever_the_order_of_calls() -> None:
