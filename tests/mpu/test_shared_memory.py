@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
@@ -210,7 +211,7 @@ def one_does_not_arrive(context: ParallelContext) -> str:
     group = opened(context, seconds=0.7)
     group.barrier()
     if context.rank == 2:
-        time.sleep(1.5)
+        dist.barrier()  # it stays in the group until the others are done
         return ""
     begin = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
@@ -218,6 +219,7 @@ def one_does_not_arrive(context: ParallelContext) -> str:
     assert time.monotonic() - begin < 5.0
     with pytest.raises(RuntimeError, match="after an error"):
         group.barrier()
+    dist.barrier()
     return str(caught.value)
 
 
@@ -265,10 +267,11 @@ def alarmed(context: ParallelContext) -> list[str]:
         raise KeyboardInterrupt
 
     if context.rank == 1:
-        time.sleep(1.0)
+        dist.barrier()
         group.barrier()  # at which member 0 had arrived
         with pytest.raises(RuntimeError, match="member 0 has given up"):
             group.barrier()
+        dist.barrier()
         return []
     signal.signal(signal.SIGALRM, note)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -279,6 +282,8 @@ def alarmed(context: ParallelContext) -> list[str]:
         os._exit(0)
     with pytest.raises(KeyboardInterrupt):
         group.barrier()
+    dist.barrier()
+    dist.barrier()  # it stays in the group until the other is done
     return seen
 
 
