@@ -262,6 +262,8 @@ def alarmed(context: ParallelContext) -> list[str]:
 
     def note(*_: Any) -> None:
         seen.append("noted")
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -274,12 +276,7 @@ def alarmed(context: ParallelContext) -> list[str]:
         dist.barrier()
         return []
     signal.signal(signal.SIGALRM, note)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    signal.signal(signal.SIGUSR1, stop)
-    if os.fork() == 0:
-        time.sleep(0.5)
-        os.kill(os.getppid(), signal.SIGUSR1)
-        os._exit(0)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
     with pytest.raises(KeyboardInterrupt):
         group.barrier()
     dist.barrier()

@@ -68,7 +68,8 @@ def test_a_wrong_label_ends_every_process_with_one_message(
     result = run_command(*wrong, "--seq-length", 32, processes=processes)
     assert result.returncode != 0
     message = f"finetune_clue.py: error: {tmp_path / 'train.json.gz'}, line 2: label '105' is none of the 15 of tnews"
-    assert result.stderr.count(message) == processes
+    # torchrun ends the other processes as soon as one has failed, perhaps before they have said why.
+    assert 1 <= result.stderr.count(message) <= processes
     assert "Traceback" not in result.stderr.split(message)[0]
 
 
