@@ -40,6 +40,7 @@ dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 tensor = torch.full((1000,), float(dist.get_rank() + 1))
 dist.all_reduce(tensor)
 assert tensor.eq(3.0).all()
+dist.destroy_process_group()  # left to the end of the process, its threads now and then abort it
 """
 
 
