@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
         lanes.each(columns, [&](int64_t, int64_t slot, float value) { sums[slot] += value; }, x + row * columns);
     }
-    lanes.store(columns, workspace + blockIdx.y * columns, sums);
+    store(lanes, columns, workspace + blockIdx.y * columns, sums);
 }
 
 }  // namespace

@@ -22,10 +22,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const AddNormGradien
         add_norm_gradient_row<kBlock, kDropout, kNorm>(lanes, a, row, values, {of_bias, of_weight, of_shift});
     }
     float* own = workspace + blockIdx.x * 3 * a.columns;
-    if (kBlock) lanes.store(a.columns, own, of_bias);
+    if (kBlock) store(lanes, a.columns, own, of_bias);
     if (kNorm) {
-        lanes.store(a.columns, own + a.columns, of_weight);
-        lanes.store(a.columns, own + 2 * a.columns, of_shift);
+        store(lanes, a.columns, own + a.columns, of_weight);
+        store(lanes, a.columns, own + 2 * a.columns, of_shift);
     }
 }
 

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
         bias_activation_gradient_row<kind>(lanes, a, row, of_bias);
     }
-    lanes.store(a.columns, workspace + blockIdx.y * a.columns, of_bias);
+    store(lanes, a.columns, workspace + blockIdx.y * a.columns, of_bias);
 }
 
 // f(integral constant kind) for an activation.

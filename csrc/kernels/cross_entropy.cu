@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
         cross_entropy_gradient_row(lanes, a, row, given, of_bias);
     }
-    lanes.store(a.columns, workspace + blockIdx.y * a.columns, of_bias);
+    store(lanes, a.columns, workspace + blockIdx.y * a.columns, of_bias);
 }
 
 }  // namespace

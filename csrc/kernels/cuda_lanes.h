@@ -102,6 +102,22 @@ __device__ __forceinline__ float reduce_block(float x, int& place) {
     return x;
 }
 
+// Of what f returns for the columns of a row that a block has.
+template <typename Reduction, typename Lanes, typename F, typename... T>
+__device__ __forceinline__ float reduce_row(const Lanes& lanes, int64_t columns, F f, const T*... x) {
+    float own = Reduction::kNothing;
+    lanes.each(
+        columns, [&](int64_t c, int64_t slot, auto... values) { own = Reduction::of(own, f(c, slot, values...)); },
+        x...);
+    return reduce_block<Reduction>(own, lanes.place);
+}
+
+// Write what each thread kept of its columns.
+template <typename Lanes>
+__device__ __forceinline__ void store(const Lanes& lanes, int64_t columns, float* out, const float* values) {
+    lanes.map(columns, out, [&](int64_t, int64_t slot) { return values[slot]; });
+}
+
 // A block has a row, and each thread keeps kSlots of its columns.
 template <int kVector>
 struct BlockLanes {
@@ -127,31 +143,17 @@ struct BlockLanes {
 
     template <typename F, typename... T>
     __device__ __forceinline__ float sum(int64_t columns, F f, const T*... x) const {
-        return reduced<Sum>(columns, f, x...);
+        return reduce_row<Sum>(*this, columns, f, x...);
     }
 
     template <typename F, typename... T>
     __device__ __forceinline__ float max(int64_t columns, F f, const T*... x) const {
-        return reduced<Max>(columns, f, x...);
-    }
-
-    // What each thread kept of its columns.
-    __device__ __forceinline__ void store(int64_t columns, float* out, const float* values) const {
-        map(columns, out, [&](int64_t, int64_t slot) { return values[slot]; });
+        return reduce_row<Max>(*this, columns, f, x...);
     }
 
   private:
     __device__ __forceinline__ static int64_t column(int slot) {
         return static_cast<int64_t>(slot) * blockDim.x + static_cast<int64_t>(threadIdx.x) * kVector;
-    }
-
-    template <typename Reduction, typename F, typename... T>
-    __device__ __forceinline__ float reduced(int64_t columns, F f, const T*... x) const {
-        float own = Reduction::kNothing;
-        each(
-            columns,
-            [&](int64_t c, int64_t slot, auto... values) { own = Reduction::of(own, f(c, slot, values...)); }, x...);
-        return reduce_block<Reduction>(own, place);
     }
 };
 
@@ -161,28 +163,22 @@ struct StreamLanes {
     mutable int place = 0;
 
     template <typename F, typename... T>
+    __device__ __forceinline__ void each(int64_t columns, F f, const T*... x) const {
+        const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
+#pragma unroll 4
+        for (int64_t c = static_cast<int64_t>(threadIdx.x) * kVector; c < columns; c += step) {
+            call_each<kVector>(f, c, 0, read<kVector>(x + c)...);
+        }
+    }
+
+    template <typename F, typename... T>
     __device__ __forceinline__ float sum(int64_t columns, F f, const T*... x) const {
-        return reduced<Sum>(columns, f, x...);
+        return reduce_row<Sum>(*this, columns, f, x...);
     }
 
     template <typename F, typename... T>
     __device__ __forceinline__ float max(int64_t columns, F f, const T*... x) const {
-        return reduced<Max>(columns, f, x...);
-    }
-
-  private:
-    template <typename Reduction, typename F, typename... T>
-    __device__ __forceinline__ float reduced(int64_t columns, F f, const T*... x) const {
-        float own = Reduction::kNothing;
-        const auto add = [&](int64_t c, int64_t slot, auto... values) {
-            own = Reduction::of(own, f(c, slot, values...));
-        };
-        const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
-#pragma unroll 4
-        for (int64_t c = static_cast<int64_t>(threadIdx.x) * kVector; c < columns; c += step) {
-            call_each<kVector>(add, c, 0, read<kVector>(x + c)...);
-        }
-        return reduce_block<Reduction>(own, place);
+        return reduce_row<Max>(*this, columns, f, x...);
     }
 };
 
@@ -199,11 +195,6 @@ struct ColumnLanes {
     __device__ __forceinline__ void each(int64_t columns, F f, const T*... x) const {
         const int64_t c = first();
         if (c < columns) call_each<kVector>(f, c, 0, read<kVector>(x + c)...);
-    }
-
-    // What the thread kept of its columns.
-    __device__ __forceinline__ void store(int64_t columns, float* out, const float* values) const {
-        map(columns, out, [&](int64_t, int64_t slot) { return values[slot]; });
     }
 
     __device__ __forceinline__ static int64_t first() {
