@@ -88,6 +88,9 @@ ADVICE: dict[str, str] = {
     "use-flash-attn": _FUSED,
     "attention-backend": _FUSED,
     "transformer-impl": _FUSED,
+    "enable-cuda-graph": "use --cuda-graphs",
+    "external-cuda-graph": "use --cuda-graphs",
+    "cuda-graph-impl": "use --cuda-graphs",
     # Layouts and the rest that is planned.
     "num-virtual-stages-per-pipeline-rank": "use --num-layers-per-virtual-pipeline-stage",
     "pipeline-model-parallel-layout": "use --pipeline-split",

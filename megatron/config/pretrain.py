@@ -102,6 +102,13 @@ class PretrainConfig:
         for name in ("finetune", "no_load_optim", "ckpt_step"):
             if getattr(self.checkpoint, name) not in (None, False) and self.checkpoint.load is None:
                 found.append(f"--{name.replace('_', '-')} needs --load FOLDER")
+        if train.cuda_graphs:
+            if self.parallel.model_parallel_size > 1:
+                found.append("--cuda-graphs is for models that one GPU holds: no tensor or pipeline parallelism")
+            if train.compile:
+                found.append("--cuda-graphs excludes --compile: give one of them")
+            if self.logging.pipeline_trace is not None:
+                found.append("--cuda-graphs excludes --pipeline-trace, which takes the time of parts of a step")
         if self.training.skip_train and self.logging.profile is not None:
             found.append("--profile is for steps of training, so it excludes --skip-train")
         return found + self.logging.problems() + self.dry_run.problems()

@@ -8,8 +8,8 @@ from typing import Literal
 class OptimizerConfig:
     """AdamW and the learning rate. No weight decay on biases and LayerNorms."""
 
-    optimizer: Literal["adam"] = "adam"
-    """AdamW (decoupled weight decay), as Megatron's adam."""
+    optimizer: Literal["adam", "apex-adam"] = "adam"
+    """AdamW (decoupled weight decay), as Megatron's adam; apex-adam: the same by NVIDIA's apex, which must be there."""
     lr: float = 0.0
     """Peak learning rate."""
     min_lr: float = 0.0
@@ -128,6 +128,10 @@ class TrainingConfig:
     """Say which samples a step had whose loss is above this many times the running mean."""
     compile: bool = False
     """Compile the layers with torch.compile, at the first steps. On a CPU this is slower than without."""
+    layernorm: Literal["own", "apex"] = "own"
+    """Kernels of LayerNorm: ours, fused with what comes before; or those of NVIDIA's apex, which must be there."""
+    cuda_graphs: bool = False
+    """Record the kernels of a micro-batch once and replay them (CUDA): for small models, limited by their host."""
     check_replicas_interval: int | None = None
     """Steps between comparisons of what ranks hold in common; a difference stops the run."""
 

@@ -1,5 +1,5 @@
 """BERT-like encoders and their heads."""
 
-from megatron.model.bert import BertEncoder, BertForPreTraining, BertForPrompts, BertForTask, LossSums
+from megatron.model.bert import UNCOUNTED, BertEncoder, BertForPreTraining, BertForPrompts, BertForTask, LossSums
 
-__all__ = ["BertEncoder", "BertForPreTraining", "BertForPrompts", "BertForTask", "LossSums"]
+__all__ = ["UNCOUNTED", "BertEncoder", "BertForPreTraining", "BertForPrompts", "BertForTask", "LossSums"]

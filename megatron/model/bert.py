@@ -27,13 +27,14 @@ from megatron.mpu.layers import (
 from megatron.mpu.random import DropoutKeys, local_rows, site_key
 from megatron.mpu.regions import gather_from_sequence_region, reduce_from_tensor_region
 from megatron.mpu.sharding import shard_of
-from megatron.ops.attention import padded_lengths
 from megatron.ops.bias_activation import bias_activation
 from megatron.ops.dropout import dropout
 from megatron.ops.embedding import embedding_sum
 
 # Sites outside the layers count as those of layer -1, which no layer has.
 EMBEDDING_SITE, TASK_HEAD_SITE = site_key(-1, 0), site_key(-1, 1)
+UNCOUNTED = -1
+"""The label of a masked token that does not count."""
 
 
 class Embeddings(nn.Module):
@@ -152,12 +153,12 @@ class BertEncoder(nn.Module):
         self,
         tokens: Tensor,
         token_types: Tensor,
-        lengths: Tensor,
+        lengths: Tensor | None,
         keys: DropoutKeys | None,
         x: Tensor | None = None,
         wanted: Tensor | None = None,
     ) -> Tensor:
-        """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens that are not padding.
+        """tokens, token_types: int64 [b, s]; lengths: int64 [b], tokens of each sample, or None without padding.
 
         x: what the part before gave, None for the first. Returns [s, b, h]; of a part before the last under sequence
         parallelism [s / tp, b, h]. wanted: what is read of the last part's, as in `rows_of`: [n, h].
@@ -167,12 +168,11 @@ class BertEncoder(nn.Module):
             if self.part.frozen_layers is not None:
                 x = frozen_output(x)
         assert x is not None
-        padding = padded_lengths(lengths, tokens.shape[1])
         if not self.part.has_heads:
-            return self.encoder(x, padding, keys)
+            return self.encoder(x, lengths, keys)
         if self.context.sequence_parallel:
-            return rows_of(gather_from_sequence_region(self.encoder(x, padding, keys), self.context.tensor), wanted)
-        return self.encoder(x, padding, keys, wanted)
+            return rows_of(gather_from_sequence_region(self.encoder(x, lengths, keys), self.context.tensor), wanted)
+        return self.encoder(x, lengths, keys, wanted)
 
     def units(self) -> list[nn.Module]:
         """The modules that a forward calls one after another."""
@@ -199,6 +199,10 @@ class LossSums:
     sop: Tensor
     sop_hits: Tensor
 
+    def stacked(self) -> Tensor:
+        """The four as one detached fp64 tensor: mlm, mlm_hits, sop, sop_hits."""
+        return torch.stack([self.mlm, self.mlm_hits, self.sop, self.sop_hits]).detach().double()
+
 
 class BertForPreTraining(BertEncoder):
     """The encoder with masked-language-model and sentence-order heads, or a part of it."""
@@ -222,17 +226,18 @@ class BertForPreTraining(BertEncoder):
         self,
         tokens: Tensor,
         token_types: Tensor,
-        lengths: Tensor,
+        lengths: Tensor | None,
         masked_positions: Tensor,
         masked_labels: Tensor,
         sop_labels: Tensor,
         keys: DropoutKeys | None,
         x: Tensor | None = None,
     ) -> LossSums | Tensor:
-        """Loss sums of a micro-batch. tokens, token_types: int64 [b, s]; lengths, sop_labels: int64 [b].
+        """Loss sums of a micro-batch. tokens, token_types, lengths: as in `hidden_states`; sop_labels: int64 [b].
 
-        masked_positions: int64 [m], row * s + column of each token to predict; masked_labels: int64 [m]. The head is
-        computed at these positions only. x: what the part before gave; a part before the last returns hidden states.
+        masked_positions: int64 [m], row * s + column of each token to predict; masked_labels: int64 [m], tokens or
+        `UNCOUNTED`. The head is computed at these positions only. x: what the part before gave; a part before the last
+        returns hidden states.
         """
         wanted = torch.cat([first_rows(tokens), rows_at(masked_positions, *tokens.shape)])
         x = self.hidden_states(tokens, token_types, lengths, keys, x, wanted)
@@ -246,7 +251,9 @@ class BertForPreTraining(BertEncoder):
             sop_logits = self.sop_logits(first).float()
             sop = nn.functional.cross_entropy(sop_logits, sop_labels, reduction="sum")
             sop_hits = (sop_logits.argmax(1) == sop_labels).sum().float()
-        return LossSums(mlm=losses.sum(), mlm_hits=hits.sum().float(), sop=sop, sop_hits=sop_hits)
+        counted = masked_labels != UNCOUNTED
+        mlm, mlm_hits = losses.masked_fill(~counted, 0.0).sum(), (hits & counted).sum().float()
+        return LossSums(mlm=mlm, mlm_hits=mlm_hits, sop=sop, sop_hits=sop_hits)
 
     def mlm_logits(self, x: Tensor, positions: Tensor) -> Tensor:
         """Logits at `positions` (row * s + column) of hidden states x [s, b, h], as `masked_logits`: [m, V / tp]."""
@@ -281,7 +288,12 @@ class BertForTask(BertEncoder):
             self.task_head = Linear(config.hidden_size, num_outputs, std=config.init_method_std)
 
     def forward(
-        self, tokens: Tensor, token_types: Tensor, lengths: Tensor, keys: DropoutKeys | None, x: Tensor | None = None
+        self,
+        tokens: Tensor,
+        token_types: Tensor,
+        lengths: Tensor | None,
+        keys: DropoutKeys | None,
+        x: Tensor | None = None,
     ) -> Tensor:
         """Logits, fp32 [b, num_outputs] or per token [b, s, num_outputs], or hidden states.
 
@@ -321,7 +333,7 @@ class BertForPrompts(BertEncoder):
         self,
         tokens: Tensor,
         token_types: Tensor,
-        lengths: Tensor,
+        lengths: Tensor | None,
         masks: Tensor,
         candidates: Tensor,
         keys: DropoutKeys | None,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.native import _C
+from megatron.ops import apex
 from megatron.ops.dropout import dropout
 from megatron.ops.main_grad import gradient_memory
 from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
@@ -21,11 +22,12 @@ from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_comp
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A LayerNorm's parameters, [columns] each."""
+    """A LayerNorm's parameters, [columns] each. by_apex: whether apex's kernel computes it."""
 
     weight: Tensor
     shift: Tensor
     epsilon: float
+    by_apex: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,8 @@ class _AddNorm(torch.autograd.Function):
 
 def layernorm(x: Tensor, norm: Norm) -> Tensor:
     """Layer normalisation over the last dimension (arXiv 1607.06450): [..., columns] -> [..., columns]."""
+    if norm.by_apex:
+        return apex.layernorm(x, norm.weight, norm.shift, norm.epsilon)
     if not is_compiled(x, columns=x.shape[-1]):
         return F.layer_norm(x, norm.weight.shape, norm.weight, norm.shift, norm.epsilon)
     held = (None, norm.weight, norm.shift)
@@ -180,7 +184,7 @@ def add(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept) -> Tensor:
 
 def add_norm(block: Tensor, bias: Tensor, residual: Tensor, kept: Kept, norm: Norm) -> tuple[Tensor, Tensor]:
     """The sum residual + dropout(block + bias), and its LayerNorm: [..., columns] each, bias [columns]."""
-    if not is_compiled(block, columns=block.shape[-1]):
+    if norm.by_apex or not is_compiled(block, columns=block.shape[-1]):
         total = add(block, bias, residual, kept)
         return total, layernorm(total, norm)
     held = (bias, norm.weight, norm.shift)

@@ -15,17 +15,13 @@ from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_comp
 from megatron.ops.softmax import softmax
 
 
-def padded_lengths(lengths: Tensor, sequence: int) -> Tensor | None:
-    """`lengths` (int64 [b], tokens of each sample), or None where no sample has padding."""
-    return lengths if bool((lengths < sequence).any()) else None
-
-
 def attention(qkv: Tensor, padding: Tensor | None, *, probability: float, keys: Tensor | None, site_key: int) -> Tensor:
     """Scaled dot-product attention with dropout on the probabilities.
 
-    qkv: [s, b, heads, 3, head_size]. padding: None; or `padded_lengths`; or bool [b, s], true for padding, in any order
-    (by torch's own operations). Padding is not attended, and what it gives itself is of no use (0 from the compiled
-    kernel). keys: int64 [b * heads * s] or None (no dropout). Returns [s, b, heads * head_size].
+    qkv: [s, b, heads, 3, head_size]. padding: None; or int64 [b], the tokens of each sample, which come first; or bool
+    [b, s], true for padding, in any order (by torch's own operations). Padding is not attended, and what it gives
+    itself is of no use (0 from the compiled kernel). keys: int64 [b * heads * s] or None (no dropout). Returns
+    [s, b, heads * head_size].
     """
     if padding is None or padding.dim() == 1:
         if is_compiled_for_cpu(qkv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -20,20 +21,40 @@ class Choice:
     why: str = ""
 
 
-def choices(device: str, dtype: torch.dtype, *, hidden: int, sequence: int, attention_dropout: float) -> list[Choice]:
-    """The table for a model of width `hidden` on sequences of `sequence` tokens; device: "cpu" or "cuda"."""
+def choices(
+    device: str,
+    dtype: torch.dtype,
+    *,
+    hidden: int,
+    sequence: int,
+    attention_dropout: float,
+    by_apex: Collection[str] = (),
+) -> list[Choice]:
+    """The table for a model of width `hidden` on sequences of `sequence` tokens.
+
+    device: "cpu" or "cuda"; by_apex: which of "AdamW" and "LayerNorm" apex was asked to compute.
+    """
     kernels, why = _kernels(device, dtype)
     rows, why_rows = (kernels, why)
     if device == "cuda" and not why and hidden > MOST_COLUMNS:
         rows, why_rows = "torch", f"rows of more than {MOST_COLUMNS} numbers"
+    asked = {"implementation": "apex", "why": "as asked"}
+    ours = {"implementation": kernels, "why": why}
+    if "LayerNorm" in by_apex:
+        norms = [
+            Choice(operation="bias + dropout + residual", implementation=rows, why=why_rows),
+            Choice(operation="LayerNorm", **asked),
+        ]
+    else:
+        norms = [Choice(operation="bias + dropout + residual, LayerNorm", implementation=rows, why=why_rows)]
     return [
-        Choice(operation="bias + dropout + residual, LayerNorm", implementation=rows, why=why_rows),
-        Choice(operation="bias + activation", implementation=kernels, why=why),
-        Choice(operation="cross-entropy", implementation=kernels, why=why),
+        *norms,
+        Choice(operation="bias + activation", **ours),
+        Choice(operation="cross-entropy", **ours),
         _attention(device, kernels, why, sequence, attention_dropout),
         _embeddings(device, kernels, why),
         _weight_gradients(device, dtype),
-        Choice(operation="AdamW", implementation=kernels, why=why),
+        Choice(operation="AdamW", **(asked if "AdamW" in by_apex else ours)),
     ]
 
 

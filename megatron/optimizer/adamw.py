@@ -15,6 +15,7 @@ from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import Bucket, FlatParameters, Run, full_rate
 from megatron.mpu.sharding import Piece
+from megatron.ops import apex
 from megatron.ops.adamw import Update, adamw_
 from megatron.optimizer.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 
@@ -118,7 +119,8 @@ class Optimizer:
             step=self.steps,
         )
         copy = None if self.flat.dtype == torch.float32 else bucket.weights[bucket.own][part]
-        adamw_(bucket.masters[part], bucket.own_gradients[part], first[part], second[part], copy, update)
+        apply = apex.adamw_ if config.optimizer == "apex-adam" else adamw_
+        apply(bucket.masters[part], bucket.own_gradients[part], first[part], second[part], copy, update)
 
     def weights(self, *, once: bool = False) -> list[Piece]:
         """The fp32 masters that this rank holds, under global names; `once` as in `FlatParameters.pieces`.

@@ -17,7 +17,7 @@ from megatron.mpu.random import DropoutKeys
 from megatron.mpu.sharding import initialize
 from megatron.optimizer.adamw import DTYPES
 from megatron.tasks.encode import TaskBatch
-from megatron.training.model import on_device
+from megatron.training.model import lengths_on_device, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +98,11 @@ def evaluate(model: TaskModel, batches: Sequence[TaskBatch], take: Callable[[Ten
 
 def _call(model: TaskModel, chunk: int, batch: TaskBatch, keys: DropoutKeys | None, x: Tensor | None) -> Tensor:
     device = model.pipeline.context.device
-    arrays = [batch.tokens, batch.token_types, batch.lengths]
+    lengths = lengths_on_device(batch.lengths, batch.tokens.shape[1], device)
+    inputs = [on_device(batch.tokens, device), on_device(batch.token_types, device), lengths]
     if batch.masks is not None and batch.candidates is not None:
-        arrays += [batch.masks, batch.candidates]
-    output: Tensor = model.chunks[chunk](*(on_device(array, device) for array in arrays), keys=keys, x=x)
+        inputs += [on_device(batch.masks, device), on_device(batch.candidates, device)]
+    output: Tensor = model.chunks[chunk](*inputs, keys=keys, x=x)
     return output
 
 

@@ -19,11 +19,13 @@ from megatron.data.tokenizer import Tokenizer, load_tokenizer
 from megatron.errors import UserError
 from megatron.mpu.context import ParallelContext, launched_processes
 from megatron.native import _C
+from megatron.ops import apex
 from megatron.planning.memory import memory_lines
 from megatron.training.agreement import check_agreement, check_start, data_facts
 from megatron.training.changes import check_changes
+from megatron.training.graphs import new_graph, use_own_stream
 from megatron.training.loop import Run, evaluate_only, train
-from megatron.training.model import build, compile_layers, new_optimizer
+from megatron.training.model import build, compile_layers, new_optimizer, use_apex_layernorm
 from megatron.training.profiling import check_profile
 from megatron.training.records import Recorder
 from megatron.training.report import start_report
@@ -64,11 +66,16 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
     with _phase("model", context):
         if context.device.type == "cpu":
             _C.keep_memory()
+        if config.training.cuda_graphs:
+            use_own_stream(context.device)
         traced = config.logging.pipeline_trace is not None
         model = build(config.model, config.parallel, config.precision, config.training.seed, context, traced=traced)
         optimizer = new_optimizer(model.chunks, config.optimizer, config.precision, config.parallel, context)
+        if config.training.layernorm == "apex":
+            use_apex_layernorm(model.chunks)
         if config.training.compile:
             compile_layers(model.chunks)
+        graph = new_graph(model, config) if config.training.cuda_graphs else None
     progress = Progress()
     lacking: tuple[str, ...] = ()
     changes: list[str] = []
@@ -98,6 +105,7 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         recorder=recorder,
         stop=stop,
         saver=saver,
+        graph=graph,
     )
     try:
         if peak is None:
@@ -120,8 +128,15 @@ def _phase(name: str, context: ParallelContext) -> Iterator[None]:
 
 
 def _check_device(config: PretrainConfig) -> None:
-    if config.precision.fp16 and not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if config.precision.fp16 and not on_gpu:
         raise UserError("--fp16 needs a CUDA device; on a CPU use --bf16 or fp32")
+    if config.training.cuda_graphs and not on_gpu:
+        raise UserError("--cuda-graphs needs a CUDA device; leave it out on a CPU")
+    if config.optimizer.optimizer == "apex-adam":
+        apex.check("--optimizer apex-adam", on_gpu=on_gpu)
+    if config.training.layernorm == "apex":
+        apex.check("--layernorm apex", on_gpu=on_gpu)
 
 
 def open_data(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, Split]:

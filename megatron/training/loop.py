@@ -18,6 +18,7 @@ from megatron.optimizer.adamw import Optimizer
 from megatron.optimizer.schedule import global_batch_size, schedule_of, total_samples
 from megatron.planning.flops import pretraining_flops
 from megatron.training.evaluation import evaluate
+from megatron.training.graphs import MicroBatchGraph
 from megatron.training.health import SpikeWatch, check_replicas, spread
 from megatron.training.model import Pretraining
 from megatron.training.profiling import StepProfiler
@@ -43,6 +44,7 @@ class Run:
     recorder: Recorder
     stop: StopFlag
     saver: Saver
+    graph: MicroBatchGraph | None
 
 
 @dataclass
@@ -96,7 +98,7 @@ def train(run: Run, progress: Progress, peak: Peak) -> None:
                 progress.step += 1
                 context.doing(f"step {progress.step}")
                 progress.consumed_samples += global_batch_size(config, progress.consumed_samples)
-                step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed)
+                step = train_step(run.model, run.optimizer, batch, rate, seed=options.seed, graph=run.graph)
                 window.work += time.perf_counter() - activity.waited - began
             window.start += profiler.pause
             window.add(run.model.config, step.totals)

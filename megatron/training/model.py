@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from megatron.model import BertEncoder, BertForPreTraining, LossSums
 from megatron.model.parts import Recompute, own_parts
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.grads import full_rate
+from megatron.mpu.layers import LayerNorm
 from megatron.mpu.pipeline.executor import Pipeline, boundary_shape, new_pipeline
 from megatron.mpu.random import DropoutKeys
 from megatron.mpu.sharding import initialize, shard_of
@@ -65,6 +67,14 @@ def compile_layers(chunks: Sequence[BertEncoder]) -> None:
         layer.compile()
 
 
+def use_apex_layernorm(chunks: Sequence[BertEncoder]) -> None:
+    """Let apex compute the LayerNorms, which are then fused with nothing."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, LayerNorm):
+                module.norm = dataclasses.replace(module.norm, by_apex=True)
+
+
 def num_parameters(chunks: Sequence[BertEncoder], context: ParallelContext) -> int:
     """Elements of the global tensors that this stage holds; a table that two stages hold counts on the first."""
     shards = [shard_of(parameter) for chunk in chunks for parameter in chunk.parameters()]
@@ -99,6 +109,11 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def lengths_on_device(lengths: np.ndarray, width: int, device: torch.device) -> Tensor | None:
+    """Lengths [b] of samples, of which the longest may be `width`; None where all are, so that nothing is masked."""
+    return on_device(lengths, device) if (lengths < width).any() else None
+
+
 def call(
     chunk: BertForPreTraining, batch: Batch, context: ParallelContext, keys: DropoutKeys | None, x: Tensor | None
 ) -> LossSums | Tensor:
@@ -110,7 +125,7 @@ def call(
     return chunk(
         tensor("tokens"),
         tensor("token_types"),
-        tensor("lengths"),
+        lengths_on_device(batch.lengths, batch.tokens.shape[1], context.device),
         tensor("masked_positions"),
         tensor("masked_labels"),
         tensor("sop_labels"),

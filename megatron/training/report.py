@@ -104,12 +104,14 @@ def part_lines(options: LoggingConfig, context: ParallelContext) -> Iterator[str
 def operation_lines(config: PretrainConfig, context: ParallelContext) -> list[str]:
     """Which implementation each operation has."""
     model = config.model
+    apex = {"AdamW": config.optimizer.optimizer == "apex-adam", "LayerNorm": config.training.layernorm == "apex"}
     table = choices(
         context.device.type,
         DTYPES[config.precision.dtype],
         hidden=model.hidden_size,
         sequence=config.data.seq_length,
         attention_dropout=model.attention_dropout,
+        by_apex=[operation for operation, is_asked in apex.items() if is_asked],
     )
     return choice_lines(table)
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from megatron.data.batches import Batch
-from megatron.model import LossSums
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.pipeline.executor import Timed
 from megatron.mpu.random import dropout_keys
 from megatron.mpu.spans import OPTIMIZER, span
 from megatron.optimizer.adamw import Optimizer, Outcome
-from megatron.training.model import Pretraining, boundary, call
+from megatron.training.graphs import MicroBatchGraph
+from megatron.training.model import Pretraining, boundary, call, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +59,11 @@ def count(batches: Sequence[Batch], context: ParallelContext) -> Totals:
         sum(int(batch.lengths.sum()) for batch in batches),
         sum(int((batch.lengths**2).sum()) for batch in batches),
     ]
+    device = context.device if context.data.size > 1 else torch.device("cpu")  # a GPU would have to be waited for
     masked, samples, tokens, squared_lengths = context.data.all_reduce_(
-        torch.tensor(counts, dtype=torch.float64, device=context.device)
+        torch.tensor(counts, dtype=torch.float64, device=device)
     ).tolist()
     return Totals(masked=masked, samples=samples, tokens=tokens, squared_lengths=squared_lengths)
-
-
-def sums_of(losses: LossSums) -> Tensor:
-    """The four sums of a micro-batch as one detached fp64 tensor."""
-    return torch.stack([losses.mlm, losses.mlm_hits, losses.sop, losses.sop_hits]).detach().double()
 
 
 def reduced(sums: Tensor, counts: Totals, context: ParallelContext) -> Totals:
@@ -78,30 +74,63 @@ def reduced(sums: Tensor, counts: Totals, context: ParallelContext) -> Totals:
 
 
 def train_step(
-    run: Pretraining, optimizer: Optimizer, batches: Sequence[Batch], learning_rate: float, *, seed: int
+    run: Pretraining,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    learning_rate: float,
+    *,
+    seed: int,
+    graph: MicroBatchGraph | None = None,
 ) -> Step:
-    """Forward and backward over this rank's micro-batches of a global batch, then the update."""
+    """Forward and backward over this rank's micro-batches of a global batch, then the update.
+
+    graph: what goes through the micro-batches, with the same seed, in place of the pipeline.
+    """
     context = run.pipeline.context
     counts = count(batches, context)
+    trace: list[Timed] = []
+    if graph is None:
+        sums, trace = _through_pipeline(run, optimizer, batches, counts, seed)
+    else:
+        sums = _through_graph(graph, optimizer, batches, counts)
+    totals = reduced(sums, counts, context)
+    with span(OPTIMIZER):
+        outcome = optimizer.step(learning_rate)
+    return Step(totals=totals, outcome=outcome, trace=trace)
+
+
+def _through_graph(
+    graph: MicroBatchGraph, optimizer: Optimizer, batches: Sequence[Batch], counts: Totals
+) -> Tensor:
+    # One more than there are: a replay tells nobody that gradients are there, so all are reduced at the end.
+    optimizer.begin_step(len(batches) + 1)
+    optimizer.flat.wait_for_weights()
+    scale = optimizer.loss_scale.scale
+    graph.sums.zero_()
+    for batch in batches:
+        graph.add(batch, mlm=scale / max(counts.masked, 1.0), sop=scale / counts.samples)
+    return graph.sums.clone()
+
+
+def _through_pipeline(
+    run: Pretraining, optimizer: Optimizer, batches: Sequence[Batch], counts: Totals, seed: int
+) -> tuple[Tensor, list[Timed]]:
+    context = run.pipeline.context
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
 
     def forward(chunk: int, number: int, x: Tensor | None) -> Tensor:
         batch = batches[number]
-        samples = torch.from_numpy(batch.samples).to(context.device)
+        samples = on_device(batch.samples, context.device)
         heads = run.config.num_attention_heads
         keys = dropout_keys(seed, samples, sequence=batch.tokens.shape[1], heads=heads, context=context)
         output = call(run.chunks[chunk], batch, context, keys, x)
         if isinstance(output, Tensor):
             return output
-        sums.add_(sums_of(output))
+        sums.add_(output.stacked())
         return (output.mlm / max(counts.masked, 1.0) + output.sop / counts.samples) * optimizer.loss_scale.scale
 
     optimizer.begin_step(len(batches))
-    trace = run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
-    totals = reduced(sums, counts, context)
-    with span(OPTIMIZER):
-        outcome = optimizer.step(learning_rate)
-    return Step(totals=totals, outcome=outcome, trace=trace)
+    return sums, run.pipeline.train(len(batches), forward, lambda number: boundary(run, batches[number]))
 
 
 def evaluation_sums(run: Pretraining, batches: Sequence[Batch]) -> Tensor:
@@ -113,7 +142,7 @@ def evaluation_sums(run: Pretraining, batches: Sequence[Batch]) -> Tensor:
         output = call(run.chunks[chunk], batches[number], context, None, x)
         if isinstance(output, Tensor):
             return output
-        return sums.add_(sums_of(output))
+        return sums.add_(output.stacked())
 
     run.pipeline.evaluate(len(batches), forward, lambda number: boundary(run, batches[number]))
     return sums

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from megatron.config import OptimizerConfig, PrecisionConfig
 from megatron.mpu.context import ParallelContext
@@ -137,6 +138,15 @@ def test_bf16_does_not_depend_on_the_layout_beyond_its_rounding(name: str) -> No
     alone = train(ParallelContext.single(), Row(micro=8), precision, shape)["bert"]
     for rank in run_ranks(LAYOUTS[name].layout, train, LAYOUTS[name], precision, shape):
         assert rank["bert"]["mlm"] == pytest.approx(alone["mlm"], rel=2e-2)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_bf16_follows_fp32_for_50_steps(device: str) -> None:
+    context, row, shapes = ParallelContext.single(device), Row(micro=8), ("bert", "megatron-bert, dropout")
+    expected = train(context, row, PrecisionConfig(), shapes, 50)
+    for shape, found in train(context, row, PrecisionConfig(bf16=True), shapes, 50).items():
+        for figure in ("mlm", "sop"):
+            assert found[figure] == pytest.approx(expected[shape][figure], rel=2e-2), (shape, figure)
 
 
 def test_dropout_is_on_in_the_table(one_process: Figures) -> None:

@@ -88,23 +88,24 @@ def train(
     row: Row,
     precision: PrecisionConfig = PrecisionConfig(),  # noqa: B008 (frozen)
     shapes: tuple[str, ...] = tuple(SHAPES),
+    steps: int = STEPS,
 ) -> dict[str, dict[str, list[float]]]:
     """By shape: losses, hits and gradient norms of the steps, then of an evaluation of the last batch."""
     context = dataclasses.replace(
         context, sequence_parallel=row.parallel.sequence_parallel and context.layout.tensor > 1
     )
-    return {name: _train(context, SHAPES[name], row, precision) for name in shapes}
+    return {name: _train(context, SHAPES[name], row, precision, steps) for name in shapes}
 
 
 def _train(
-    context: ParallelContext, config: ModelConfig, row: Row, precision: PrecisionConfig
+    context: ParallelContext, config: ModelConfig, row: Row, precision: PrecisionConfig, steps: int
 ) -> dict[str, list[float]]:
     model = build(config, row.parallel, precision, seed=7, context=context)
     settings = OptimizerConfig(lr=1e-2, clip_grad=1.0)
     optimizer = new_optimizer(model.chunks, settings, precision, row.parallel, context)
     share = GLOBAL_BATCH // context.data.size
     figures: dict[str, list[float]] = {"mlm": [], "mlm_hits": [], "sop": [], "norm": [], "evaluation": []}
-    for step in range(STEPS):
+    for step in range(steps):
         first = step * GLOBAL_BATCH + context.data.rank * share
         batches = [micro_batch(first + offset, row.micro) for offset in range(0, share, row.micro)]
         done = train_step(model, optimizer, batches, 1e-2, seed=5)

@@ -12,7 +12,6 @@ from megatron.ops.attention import (
     attention_backward,
     attention_forward,
     attention_reference,
-    padded_lengths,
 )
 from megatron.ops.dropout import dropout_mask
 
@@ -168,7 +167,3 @@ def test_padding_in_any_order() -> None:
     only = attention(qkv[tokens], None, probability=0.0, keys=None, site_key=0)
     torch.testing.assert_close(context[tokens], only)
 
-
-def test_no_lengths_without_padding() -> None:
-    assert padded_lengths(torch.tensor([4, 4]), 4) is None
-    assert padded_lengths(torch.tensor([4, 3]), 4) is not None

@@ -44,6 +44,13 @@ def test_a_gpu_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuBLAS" not in table("cuda", torch.float32)["gradients of weights"].implementation
 
 
+def test_what_apex_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "kernels", lambda: cuda.Kernels(loaded=True))
+    found = table("cuda", torch.bfloat16, by_apex=["AdamW", "LayerNorm"])
+    assert found["AdamW"].implementation == found["LayerNorm"].implementation == "apex"
+    assert found["bias + dropout + residual"].implementation == "CUDA"
+
+
 def test_lines_stand_below_each_other() -> None:
     table = [Choice(operation="a", implementation="x"), Choice(operation="long", implementation="y", why="z")]
     assert choice_lines(table) == ["  a     x", "  long  y (z)"]

@@ -83,10 +83,15 @@ def test_torchrun_fails_too_and_shows_the_message(corpus: Path) -> None:
     assert code != 0 and "pretrain_bert.py: error: " in err
 
 
-def test_fp16_needs_cuda(corpus: Path) -> None:
+@pytest.mark.parametrize(
+    "flags", [{"fp16": True}, {"cuda_graphs": True}, {"optimizer": "apex-adam"}, {"layernorm": "apex"}], ids=str
+)
+def test_what_needs_cuda(flags: dict[str, Any], corpus: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
-    code, _, err = finish(command(arguments(corpus, fp16=True)))
-    assert code == 2 and "--fp16 needs a CUDA device" in err and "Traceback" not in err
+    code, _, err = finish(command(arguments(corpus, **flags)))
+    ((name, value),) = flags.items()
+    flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    assert code == 2 and f"error: {flag} needs a CUDA device" in err and "Traceback" not in err

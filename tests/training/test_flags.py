@@ -268,7 +268,8 @@ def test_every_flag_is_tried_somewhere() -> None:
         "async_save", "keep_last", "keep_every",
         "accept_changes", "exit_on_missing_checkpoint", "no_checkpoint_fallback",
         "tokenizer_model",  # test_tokenizers
-        "optimizer",  # one choice
+        "optimizer", "layernorm",  # tests/ops/test_apex.py
+        "cuda_graphs",  # tests/layouts/test_graphs.py
         "dry_run", "world_size", "rank",  # end_to_end/test_dry_run
         "compile",  # test_compile
         "profile", "profile_step_start", "profile_step_end", "profile_ranks",  # test_profiling
