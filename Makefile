@@ -5,6 +5,7 @@
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
 # make bench        the training step against transformers: speed, short texts, memory; half an hour on two idle cores
 # make gpu          on a machine with a GPU and nvcc: tests on the GPU, then its benchmarks; PYTHON needs PyTorch alone
+# make gpu-sanitize   the kernels' tests there under compute-sanitizer: memory, races in shared memory
 # make lint types imports   what CI checks besides; make format mends what can be mended
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install quickstart kernels test test-all sanitize bench gpu lint format types imports clean
+.PHONY: install quickstart kernels test test-all sanitize bench gpu gpu-sanitize lint format types imports clean
 
 install: .venv/installed
 
@@ -73,6 +74,12 @@ gpu:
 	$(GPU_PYTHON) setup.py --quiet build_ext --inplace
 	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/layouts/test_cuda.py
 	$(GPU_PYTHON) benchmarks/gpu.py
+
+gpu-sanitize:
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    env $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k "cuda and not emulated" tests/ops || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

@@ -250,6 +250,46 @@ def sample_index(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def gpu(found: dict[str, Any]) -> Iterator[str]:
+    """Results of gpu.py on one GPU."""
+    machine, ceilings = found["machine"], found["ceilings"]
+    yield f"\n{machine['device']}, torch {machine['torch']}. Ceilings: a product of 8192^3 in bf16 at "
+    yield f"{ceilings['product']:,.0f} TFLOP/s, a copy at {ceilings['copy']:,.0f} GB/s. Products of the layers and "
+    yield "attention, TFLOP/s:\n\n"
+    shapes = {name: row for name, row in ceilings.items() if isinstance(row, dict)}
+    parts = list(next(iter(shapes.values())))
+    yield table(["", *parts], [[name, *(f"{row[part]:,.0f}" for part in parts)] for name, row in shapes.items()])
+    yield "\nSteps in bf16, dropout 0.1, without recomputation:\n\n"
+    rows = []
+    for model, variants in found.get("steps", {}).items():
+        own = max(row["tokens_per_second"] for who, row in variants.items() if who.startswith("ours"))
+        for who, row in variants.items():
+            share = f"{row['of_product']:.0%}" if "of_product" in row else ""
+            rows.append(
+                [
+                    f"{model}: {who}",
+                    f"{row['samples']}",
+                    f"{row['tokens_per_second']:,.0f}",
+                    share,
+                    f"{row['peak_gb']:.1f}",
+                    f"{own / row['tokens_per_second']:.2f}x",
+                ]
+            )
+    yield table(["", "samples", "tokens/s", "of the product's FLOP/s", "peak GB", "our best against it"], rows)
+    yield "\nKernels in bf16, by rows x columns:\n\n"
+    rows = [
+        [
+            f"{kernel}, {shape}",
+            f"{row['microseconds']:,.0f}",
+            f"{row['of_copy']:.0%}",
+            f"{row['torch_compile_against_it']:.2f}x",
+        ]
+        for shape, kernels in found.get("kernels", {}).items()
+        for kernel, row in kernels.items()
+    ]
+    yield table(["", "microseconds", "of the copy's bytes/s", "torch.compile's time against it"], rows)
+
+
 def _processor(found: dict[str, Any]) -> str:
     machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -272,18 +312,23 @@ SECTIONS = {
     "preprocess_workers": preprocess_workers,
     "samples": samples,
     "sample_index": sample_index,
+    "gpu": gpu,
 }
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew; a section without a results file stays as it is."""
+    """The page with its tables made anew; a section without a results file stays as it is.
+
+    A section has one file of its name, or one a machine: NAME-MACHINE.json.
+    """
 
     def section(match: re.Match[str]) -> str:
-        path = RESULTS / f"{match[2]}.json"
-        if not path.is_file():
+        name = match[2]
+        results = [*RESULTS.glob(f"{name}.json"), *sorted(RESULTS.glob(f"{name}-*.json"))]
+        if not results:
             return match[0]
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return match[1] + "".join(SECTIONS[match[2]](found)) + match[3]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+        return match[1] + "".join(text for one in found for text in SECTIONS[name](one)) + match[3]
 
     return MARKED.sub(section, page)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from megatron.data.batches import Batch
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.optimizer.adamw import Optimizer
+from megatron.training.graphs import Capture, MicroBatchGraph
 from megatron.training.model import Pretraining, build, new_optimizer
 from megatron.training.step import train_step
 
 # A machine with a GPU may lack transformers and tokenizers: what needs them is imported where it is used.
 if TYPE_CHECKING:
-    from transformers import MegatronBertForPreTraining
+    from transformers import BertForPreTraining, MegatronBertForPreTraining
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 MASK_TOKEN, FIRST_WORD = 103, 110  # ids below the first word are special
@@ -41,6 +42,7 @@ class Shape:
     vocabulary: int
     samples: int
     sequence: int
+    architecture: Literal["megatron-bert", "bert"] = "megatron-bert"
 
     @property
     def tokens(self) -> int:
@@ -50,6 +52,7 @@ class Shape:
     def model(self, dropout: float) -> ModelConfig:
         """The model in our terms."""
         return ModelConfig(
+            architecture=self.architecture,
             num_layers=self.layers,
             hidden_size=self.hidden,
             num_attention_heads=self.heads,
@@ -99,23 +102,25 @@ def batch_of(shape: Shape) -> Batch:
     )
 
 
-def peer_model(shape: Shape, dropout: float) -> MegatronBertForPreTraining:
-    """The class of transformers with the same initial weights at each call."""
-    from transformers import MegatronBertConfig, MegatronBertForPreTraining
+def peer_model(shape: Shape, dropout: float) -> MegatronBertForPreTraining | BertForPreTraining:
+    """The class of transformers with the same initial weights at each call; BERT's with torch's attention kernels."""
+    import transformers
 
+    sizes = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": 4 * shape.hidden,
+        "max_position_embeddings": 512,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
     torch.manual_seed(1)
-    return MegatronBertForPreTraining(
-        MegatronBertConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=4 * shape.hidden,
-            max_position_embeddings=512,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-    ).train()
+    if shape.architecture == "bert":
+        config = transformers.BertConfig(**sizes, attn_implementation="sdpa")
+        return transformers.BertForPreTraining(config).train()
+    return transformers.MegatronBertForPreTraining(transformers.MegatronBertConfig(**sizes)).train()
 
 
 def peer_step(
@@ -192,8 +197,10 @@ def ours(
     weights: Mapping[str, torch.Tensor] | None = None,
     compiled: bool = False,
     device: torch.device = CPU,
+    graph: Capture | None = None,
 ) -> Ours:
-    """The step of `pretrain_bert.py` in one process. weights: those of a peer, under its names."""
+    """The step of `pretrain_bert.py` in one process. weights: those of a peer, under its names; graph: with
+    --cuda-graphs, and what captures."""
     model, context, parallel = shape.model(dropout), ParallelContext.single(device.type), ParallelConfig()
     run = build(model, parallel, precision, 1, context)
     if weights is not None:
@@ -204,8 +211,15 @@ def ours(
         for chunk in run.chunks:
             chunk.compile()
 
+    recorded = None
+    if graph is not None:
+        masked = len(batch.masked_positions)
+        recorded = MicroBatchGraph(
+            run, samples=shape.samples, sequence=shape.sequence, masked=masked, seed=1, capture=graph
+        )
+
     def step() -> float:
-        totals = train_step(run, optimizer, [batch], LEARNING_RATE, seed=1).totals
+        totals = train_step(run, optimizer, [batch], LEARNING_RATE, seed=1, graph=recorded).totals
         return totals.mlm / totals.masked + totals.sop / totals.samples
 
     return Ours(run=run, optimizer=optimizer, step=step)
