@@ -23,15 +23,27 @@ struct RowStatistics {
     float *largest, *total, *target;  // [rows]
 };
 
+// The largest of the numbers that f returns, and the sum of their exponentials relative to it.
+struct Exponentials {
+    float largest, total;
+};
+
+template <typename Lanes, typename F, typename... T>
+MEGATRON_HD Exponentials exponentials(const Lanes& lanes, int64_t columns, F f, const T*... x) {
+    const float largest = lanes.max(columns, f, x...);
+    const float total = lanes.sum(
+        columns,
+        [&](int64_t c, int64_t slot, auto... values) { return exponential(f(c, slot, values...) - largest); }, x...);
+    return {largest, total};
+}
+
 template <typename Lanes, typename T>
 MEGATRON_HD void cross_entropy_row(const Lanes& lanes, const CrossEntropy<T>& a, int64_t row, const RowStatistics& out) {
     const T* logits = a.logits + row * a.columns;
-    const float largest =
-        lanes.max(a.valid, [&](int64_t, int64_t, float logit, float bias) { return logit + bias; }, logits, a.bias);
-    out.total[row] = lanes.sum(
-        a.valid, [&](int64_t, int64_t, float logit, float bias) { return exponential(logit + bias - largest); }, logits,
-        a.bias);
-    out.largest[row] = largest;
+    const auto biased = [](int64_t, int64_t, float logit, float bias) { return logit + bias; };
+    const Exponentials found = exponentials(lanes, a.valid, biased, logits, a.bias);
+    out.largest[row] = found.largest;
+    out.total[row] = found.total;
     const int64_t column = a.labels[row] - a.start;
     const bool here = column >= 0 && column < a.valid;
     out.target[row] = here ? to_float(logits[column]) + to_float(a.bias[column]) : 0.0f;

@@ -2,6 +2,7 @@
 // where kVector of them are as many; then addresses are multiples of 16 and columns one of kVector.
 #pragma once
 
+#include "cross_entropy.h"
 #include "cuda_kernels.h"
 #include "cuda_target.h"
 #include "portable.h"
@@ -162,25 +163,39 @@ template <int kVector>
 struct StreamLanes {
     mutable int place = 0;
 
-    template <typename F, typename... T>
-    __device__ __forceinline__ void each(int64_t columns, F f, const T*... x) const {
+    // f of kVector neighbouring columns, as a Pack; g of each Pack.
+    template <typename F, typename G, typename... T>
+    __device__ __forceinline__ void packs(int64_t columns, F f, G g, const T*... x) const {
         const int64_t step = static_cast<int64_t>(blockDim.x) * kVector;
 #pragma unroll 4
         for (int64_t c = static_cast<int64_t>(threadIdx.x) * kVector; c < columns; c += step) {
-            call_each<kVector>(f, c, 0, read<kVector>(x + c)...);
+            g(call_map<kVector>(f, c, 0, read<kVector>(x + c)...));
         }
     }
-
-    template <typename F, typename... T>
-    __device__ __forceinline__ float sum(int64_t columns, F f, const T*... x) const {
-        return reduce_row<Sum>(*this, columns, f, x...);
-    }
-
-    template <typename F, typename... T>
-    __device__ __forceinline__ float max(int64_t columns, F f, const T*... x) const {
-        return reduce_row<Max>(*this, columns, f, x...);
-    }
 };
+
+// In one walk (Milakov and Gimelshein, arXiv 1805.02867): a larger number scales what was summed before it.
+template <int kVector, typename F, typename... T>
+__device__ __forceinline__ Exponentials exponentials(const StreamLanes<kVector>& lanes, int64_t columns, F f,
+                                                     const T*... x) {
+    float own = kLowest, total = 0.0f;
+    lanes.packs(
+        columns, f,
+        [&](const Pack<kVector>& values) {
+            float most = values.at[0];
+#pragma unroll
+            for (int i = 1; i < kVector; ++i) most = Max::of(most, values.at[i]);
+            if (most > own) {
+                total *= exponential(own - most);
+                own = most;
+            }
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) total += exponential(values.at[i] - own);
+        },
+        x...);
+    const float largest = reduce_block<Max>(own, lanes.place);
+    return {largest, reduce_block<Sum>(total * exponential(own - largest), lanes.place)};
+}
 
 // A thread has kVector columns of every row that it is given; a row has no sum.
 template <int kVector>
