@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from megatron.config import PretrainConfig
 from megatron.data.batches import Batch
 from megatron.model import UNCOUNTED
 from megatron.mpu.random import dropout_keys
-from megatron.training.model import Pretraining, on_device
+from megatron.training.model import Pretraining
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Records what a function starts on the device, without running it; gives what starts that again."""
@@ -53,29 +52,31 @@ class MicroBatchGraph:
         self._seen = 0
         self._replay: Callable[[], None] | None = None
         device = run.pipeline.context.device
-
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        self._inputs = {
-            "tokens": integers(samples, sequence),
-            "token_types": integers(samples, sequence),
-            "lengths": integers(samples),
-            "masked_positions": integers(masked),
-            "masked_labels": integers(masked),
-            "sop_labels": integers(samples),
+        shapes = {
+            "tokens": (samples, sequence),
+            "token_types": (samples, sequence),
+            "lengths": (samples,),
+            "masked_positions": (masked,),
+            "masked_labels": (masked,),
+            "sop_labels": (samples,),
+            "samples": (samples,),
+            "factors": (2,),
         }
-        self._samples = integers(samples)
-        self._factors = torch.zeros(2, device=device)
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        # Side by side, so that all are copied at once.
+        self._memory = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        parts = zip(shapes.items(), self._memory.split(sizes), strict=True)
+        self._inputs = {name: part.view(shape) for (name, shape), part in parts}
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         """As `LossSums.stacked`, of the micro-batches since it was last zeroed."""
 
     def add(self, batch: Batch, *, mlm: float, sop: float) -> None:
         """Forward and backward of a micro-batch. mlm, sop: factors of the sums of its losses."""
-        for name, buffer in self._inputs.items():
-            self._put(buffer, _filled(name, getattr(batch, name), len(buffer)))
-        self._put(self._samples, batch.samples)
-        self._put(self._factors, np.array([mlm, sop], dtype=np.float32))
+        factors = np.array([mlm, sop]).view(np.int64)
+        arrays = {**vars(batch), "factors": factors}
+        filled = [_filled(name, arrays[name], buffer.numel()) for name, buffer in self._inputs.items()]
+        source = torch.from_numpy(np.concatenate(filled))
+        self._memory.copy_(source.pin_memory() if self._memory.is_cuda else source, non_blocking=True)
         if self._seen == _WARM:
             self._replay = self._capture(self.work)
         self._seen += 1
@@ -86,18 +87,15 @@ class MicroBatchGraph:
 
     def work(self) -> None:
         """What is recorded."""
-        run, inputs = self.run, self._inputs
+        run, inputs = self.run, dict(self._inputs)
         context, config = run.pipeline.context, run.config
+        samples, factors = inputs.pop("samples"), inputs.pop("factors").view(torch.float64).float()
         sequence, heads = inputs["tokens"].shape[1], config.num_attention_heads
-        keys = dropout_keys(self.seed, self._samples, sequence=sequence, heads=heads, context=context)
+        keys = dropout_keys(self.seed, samples, sequence=sequence, heads=heads, context=context)
         losses = run.chunks[0](**inputs, keys=keys)
-        mlm, sop = self._factors.unbind()
+        mlm, sop = factors.unbind()
         (losses.mlm * mlm + losses.sop * sop).backward()
         self.sums.add_(losses.stacked())
-
-    def _put(self, buffer: Tensor, array: np.ndarray) -> None:
-        assert array.shape == buffer.shape
-        buffer.copy_(on_device(array, buffer.device))
 
 
 def new_graph(run: Pretraining, config: PretrainConfig) -> MicroBatchGraph:
@@ -114,7 +112,9 @@ def new_graph(run: Pretraining, config: PretrainConfig) -> MicroBatchGraph:
 
 
 def _filled(name: str, array: np.ndarray, size: int) -> np.ndarray:
-    """Masked tokens filled up to `size`; other arrays as they are."""
-    if not name.startswith("masked"):
-        return array
-    return np.pad(array, (0, size - len(array)), constant_values=UNCOUNTED if name == "masked_labels" else 0)
+    """An array as it is copied, in one dimension; masked tokens filled up to `size`."""
+    array = array.reshape(-1)
+    if name.startswith("masked"):
+        array = np.pad(array, (0, size - len(array)), constant_values=UNCOUNTED if name == "masked_labels" else 0)
+    assert len(array) == size, f"{name}: {len(array)} numbers, recorded with {size}"
+    return array

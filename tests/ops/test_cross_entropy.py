@@ -9,7 +9,10 @@ from tests.ops.places import in_all_places
 
 pytestmark = in_all_places
 # rows, columns in memory, of which the vocabulary has, first column's place in it
-SHAPES = [(1, 1, 1, 0), (5, 33, 33, 0), (7, 40, 37, 100), (3, 1000, 1000, 0), (300, 24, 24, 8), (2, 21248, 21248, 0), (2, 9999, 9990, 5)]
+SHAPES = [
+    (1, 1, 1, 0), (5, 33, 33, 0), (7, 40, 37, 100), (3, 1000, 1000, 0), (300, 24, 24, 8), (2, 21248, 21248, 0),
+    (2, 9999, 9990, 5),
+]  # fmt: skip
 
 
 def results(
