@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.library import Library, register_fake
 
 from megatron.native import _C
 from megatron.ops import cuda
 
-LIBRARY = torch.library.Library("megatron", "DEF")
+LIBRARY = Library("megatron", "DEF")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 num_threads = torch.get_num_threads
 MOST_COLUMNS: int = _C.most_columns  # of a row that a GPU keeps in registers
@@ -26,7 +27,7 @@ def define(signature: str, compute: Callable[..., object], fake: Callable[..., o
     LIBRARY.define(signature)
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, compute, device)
-    torch.library.register_fake(f"megatron::{name}", fake, lib=LIBRARY)
+    register_fake(f"megatron::{name}", fake, lib=LIBRARY)
 
 
 def is_compiled_for_cpu(x: Tensor) -> bool:

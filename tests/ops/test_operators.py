@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax
 from megatron.ops.operators import LIBRARY
@@ -85,4 +86,4 @@ def test_a_kernel_is_not_called_with_a_tensor_of_another_size_or_format(name: st
 def test_schema_and_shapes(name: str, dtype: torch.dtype) -> None:
     for call in arguments(dtype)[name]:
         operator = getattr(torch.ops.megatron, name).default
-        torch.library.opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
+        opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
