@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, workspace
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, wide, workspace
 
 
 def _statistics(
@@ -72,7 +72,7 @@ def row_statistics(
     """
     if is_compiled(logits):
         return torch.ops.megatron.cross_entropy(logits, bias, labels, start, valid)
-    biased = logits[:, :valid].float() + bias[:valid].float()
+    biased = wide(logits[:, :valid]) + wide(bias[:valid])
     largest = biased.amax(1)
     total = (biased - largest.unsqueeze(1)).exp_().sum(1)
     column, outside = _places(labels, start, valid)
@@ -93,7 +93,7 @@ def logits_to_gradients(
             logits, bias, labels, largest, total, factor, of_bias, start, valid
         )
         return
-    biased = logits[:, :valid].float() + bias[:valid].float()
+    biased = wide(logits[:, :valid]) + wide(bias[:valid])
     gradients = (biased - largest.unsqueeze(1)).exp_().mul_((factor / total).unsqueeze(1))
     column, outside = _places(labels, start, valid)
     gradients.scatter_add_(1, column.unsqueeze(1), (-factor.unsqueeze(1)).masked_fill(outside.unsqueeze(1), 0.0))

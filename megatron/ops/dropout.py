@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.hash import mix64, row_hash
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, wide
 
 
 def _compute(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor:
@@ -60,7 +60,7 @@ def _apply(x: Tensor, probability: float, keys: Tensor, site_key: int) -> Tensor
     if is_compiled(x):
         return torch.ops.megatron.dropout(x, probability, keys, site_key)
     keep = dropout_mask(keys, site_key, x.numel() // keys.numel(), probability).view(x.shape)
-    return torch.where(keep, x.float() / (1.0 - probability), 0.0).to(x.dtype)
+    return torch.where(keep, wide(x) / (1.0 - probability), 0.0).to(x.dtype)
 
 
 def dropout_mask(keys: Tensor, site_key: int, columns: int, probability: float) -> Tensor:

@@ -63,6 +63,11 @@ def workspace(x: Tensor, *, rows: int, columns: int, sums: int = 1) -> Tensor | 
     return x.new_empty(_C.parts_of(rows, columns) * sums * columns, dtype=torch.float32)
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in the format of sums in references: fp32, or fp64 as it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def expect(size: int, dtype: torch.dtype, **tensors: Tensor | None) -> None:
     """What a kernel takes for granted: contiguous tensors of `size` numbers of `dtype`. Raises ValueError otherwise."""
     for name, tensor in tensors.items():

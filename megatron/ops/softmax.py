@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron.native import _C
 from megatron.ops.dropout import dropout
-from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place
+from megatron.ops.operators import DTYPE_CODES, address, define, expect, is_compiled, place, wide
 
 
 def _forward(
@@ -105,5 +105,4 @@ def softmax(
     if lengths is not None:
         padding = torch.arange(scores.shape[-1], device=scores.device) >= lengths[:, None, None]
         scores = scores.masked_fill(padding, -math.inf)
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return dropout(torch.softmax(wide * scale, -1).to(scores.dtype), probability, keys, site_key)
+    return dropout(torch.softmax(wide(scores) * scale, -1).to(scores.dtype), probability, keys, site_key)
