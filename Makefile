@@ -68,17 +68,18 @@ bench: install
 # With PYTHON itself, no network. What it lacks (setuptools, pybind11, pytest, pytest-timeout and what they need, all
 # pure Python) may lie in wheels/, which git ignores.
 GPU_PYTHON := PYTHONPATH=$(CURDIR)/build/gpu:$(CURDIR) $(PYTHON)
+ON_GPU := "(cuda and not emulated) or cublas"
 
 gpu:
 	test ! -d wheels || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu wheels/*.whl
 	$(GPU_PYTHON) setup.py --quiet build_ext --inplace
-	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/ops tests/layouts/test_cuda.py
+	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k $(ON_GPU) tests/ops tests/layouts/test_cuda.py tests/layouts/test_layouts.py
 	$(GPU_PYTHON) benchmarks/gpu.py
 
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    env $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k "cuda and not emulated" tests/ops || exit 1; \
+	    env $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k $(ON_GPU) tests/ops || exit 1; \
 	done
 
 lint: install
