@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from megatron.native import _C
-from megatron.ops import cublas, cuda
-from megatron.ops.operators import DTYPE_CODES, MOST_COLUMNS
+from megatron.ops import cublas
+from megatron.ops.operators import why_not_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,11 @@ class Choice:
     operation: str
     implementation: str
     why: str = ""
+
+
+_KERNELS = {"cpu": "C++", "cuda": "CUDA"}
+_APEX_LAYERNORM = Choice(operation="LayerNorm", implementation="apex", why="as asked")
+_APEX_ADAMW = Choice(operation="AdamW", implementation="apex", why="as asked")
 
 
 def choices(
@@ -34,56 +39,40 @@ def choices(
 
     device: "cpu" or "cuda"; by_apex: which of "AdamW" and "LayerNorm" apex was asked to compute.
     """
-    kernels, why = _kernels(device, dtype)
-    rows, why_rows = (kernels, why)
-    if device == "cuda" and not why and hidden > MOST_COLUMNS:
-        rows, why_rows = "torch", f"rows of more than {MOST_COLUMNS} numbers"
-    asked = {"implementation": "apex", "why": "as asked"}
-    ours = {"implementation": kernels, "why": why}
-    if "LayerNorm" in by_apex:
-        norms = [
-            Choice(operation="bias + dropout + residual", implementation=rows, why=why_rows),
-            Choice(operation="LayerNorm", **asked),
-        ]
-    else:
-        norms = [Choice(operation="bias + dropout + residual, LayerNorm", implementation=rows, why=why_rows)]
+    norm = "LayerNorm" in by_apex
     return [
-        *norms,
-        Choice(operation="bias + activation", **ours),
-        Choice(operation="cross-entropy", **ours),
-        _attention(device, kernels, why, sequence, attention_dropout),
-        _embeddings(device, kernels, why),
+        _choice("bias + dropout + residual" + ("" if norm else ", LayerNorm"), device, dtype, columns=hidden),
+        *([_APEX_LAYERNORM] if norm else []),
+        _choice("bias + activation", device, dtype),
+        _choice("cross-entropy", device, dtype),
+        _attention(device, dtype, sequence, attention_dropout),
+        _embeddings(device, dtype),
         _weight_gradients(device, dtype),
-        Choice(operation="AdamW", **(asked if "AdamW" in by_apex else ours)),
+        _APEX_ADAMW if "AdamW" in by_apex else _choice("AdamW", device, dtype),
     ]
 
 
-def _kernels(device: str, dtype: torch.dtype) -> tuple[str, str]:
-    if dtype not in DTYPE_CODES:
-        return "torch", "kernels are for fp32 and bf16"
-    if device == "cpu":
-        return "C++", ""
-    kernels = cuda.kernels()
-    return ("CUDA", "") if kernels.loaded else ("torch", kernels.why)
+def _choice(operation: str, device: str, dtype: torch.dtype, columns: int = 0) -> Choice:
+    why = why_not_compiled(device, dtype, columns)
+    return Choice(operation=operation, implementation="torch" if why else _KERNELS[device], why=why)
 
 
-def _attention(device: str, kernels: str, why: str, sequence: int, dropout: float) -> Choice:
-    operation = "attention"
-    if kernels == "C++":
+def _attention(device: str, dtype: torch.dtype, sequence: int, dropout: float) -> Choice:
+    operation, why = "attention", why_not_compiled(device, dtype, sequence)
+    if device == "cpu" and not why:
         return Choice(operation=operation, implementation=f"C++ for {_C.attention_targets[0]}")
     if dropout == 0.0:
         return Choice(operation=operation, implementation="torch's scaled_dot_product_attention")
     masks = "its dropout would depend on the layout"
-    if kernels == "CUDA" and sequence <= MOST_COLUMNS:
+    if not why:
         return Choice(operation=operation, implementation="CUDA: softmax and dropout between products", why=masks)
-    return Choice(operation=operation, implementation="torch: products, softmax, dropout", why=why or masks)
+    return Choice(operation=operation, implementation="torch: products, softmax, dropout", why=why)
 
 
-def _embeddings(device: str, kernels: str, why: str) -> Choice:
-    operation = "embeddings"
-    if kernels == "C++":
-        return Choice(operation=operation, implementation=kernels)
-    return Choice(operation=operation, implementation="torch", why="" if device == "cuda" else why)
+def _embeddings(device: str, dtype: torch.dtype) -> Choice:
+    if device == "cpu":
+        return _choice("embeddings", device, dtype)
+    return Choice(operation="embeddings", implementation="torch")
 
 
 def _weight_gradients(device: str, dtype: torch.dtype) -> Choice:

@@ -30,22 +30,33 @@ def define(signature: str, compute: Callable[..., object], fake: Callable[..., o
     register_fake(f"megatron::{name}", fake, lib=LIBRARY)
 
 
-def is_compiled_for_cpu(x: Tensor) -> bool:
-    """Whether the compiled operations of a CPU take a tensor like this; else the reference in torch is used.
+def why_not_compiled(device: str, dtype: torch.dtype, columns: int = 0) -> str:
+    """Why an operation with kernels for both devices ("cpu", "cuda") has none for such rows; empty where it has.
 
-    Not while a model is traced for ONNX, which knows torch's own operators only.
+    columns: of a row, where a GPU's kernel keeps it in registers.
     """
-    return x.device.type == "cpu" and x.dtype in DTYPE_CODES and not torch.jit.is_tracing()
+    if device not in ("cpu", "cuda"):
+        return "kernels are for CPUs and CUDA"
+    if dtype not in DTYPE_CODES:
+        return "kernels are for fp32 and bf16"
+    if device == "cuda" and not cuda.kernels().loaded:
+        return cuda.kernels().why
+    if device == "cuda" and columns > MOST_COLUMNS:
+        return f"rows of more than {MOST_COLUMNS} numbers"
+    return ""
 
 
 def is_compiled(x: Tensor, *, columns: int = 0) -> bool:
-    """The same for an operation that has kernels for a GPU, too.
+    """Whether the compiled operation takes a tensor like this (`why_not_compiled`); else the reference is used.
 
-    columns: of a row, where a kernel keeps it in registers (`MOST_COLUMNS`).
+    Not while a model is traced for ONNX, which knows torch's own operators only.
     """
-    if x.device.type != "cuda":
-        return is_compiled_for_cpu(x)
-    return x.dtype in DTYPE_CODES and columns <= MOST_COLUMNS and cuda.kernels().loaded and not torch.jit.is_tracing()
+    return not why_not_compiled(x.device.type, x.dtype, columns) and not torch.jit.is_tracing()
+
+
+def is_compiled_for_cpu(x: Tensor) -> bool:
+    """The same for an operation without kernels for a GPU."""
+    return x.device.type == "cpu" and is_compiled(x)
 
 
 def place(x: Tensor) -> tuple[int, int]:
