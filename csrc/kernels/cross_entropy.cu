@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kRowThreads) statistics_kernel(const CrossEntr
 
 template <int kVector, typename T>
 __global__ void __launch_bounds__(kColumnThreads)
-    gradient_kernel(const CrossEntropy<T> a, const RowGradients& given, float* workspace) {
+    gradient_kernel(const CrossEntropy<T> a, const RowGradients given, float* workspace) {
     const ColumnLanes<kVector> lanes;
     float of_bias[kVector] = {};
     for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {

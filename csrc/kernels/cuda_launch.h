@@ -14,6 +14,8 @@ enum LaunchError : int { kTooManyColumns = -1 };
 
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, int64_t threads, void* stream, Arguments... arguments) {
+    // A reference would be an address of the host's memory.
+    static_assert((std::is_trivially_copyable_v<Parameters> && ...));
     if (grid.x == 0 || grid.y == 0) return 0;
 #ifdef MEGATRON_EMULATED_CUDA
     (void)stream;
