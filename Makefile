@@ -4,7 +4,7 @@
 # make kernels      the CUDA kernels alone, which make install builds too where nvcc is
 # make sanitize     the C++ of the data with address and undefined-behaviour sanitizers, under its tests
 # make bench        the training step against transformers: speed, short texts, memory; half an hour on two idle cores
-# make gpu          on a machine with a GPU and nvcc: tests on the GPU, then its benchmarks; PYTHON needs PyTorch alone
+# make gpu          on a machine with a GPU and nvcc: tests on the GPU, then its benchmarks; PYTHON needs PyTorch
 # make gpu-sanitize   the kernels' tests there under compute-sanitizer: memory, races in shared memory
 # make lint types imports   what CI checks besides; make format mends what can be mended
 # PYTHON=python3.12 chooses the interpreter of a new .venv.

@@ -6,7 +6,7 @@
 
 Ceilings are a large product, the products of each model's layers, attention, and a copy. A kernel is measured against
 the copy in bytes a second, and against torch.compile of torch's operations (`gpu_kernels.py`); a step in the share of
-the product's FLOP/s, and against transformers where it is installed.
+the product's FLOP/s, and of three models against transformers where it is installed.
 """
 
 from __future__ import annotations

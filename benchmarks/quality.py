@@ -1,6 +1,6 @@
 """Time to quality: pre-training on real text, ours against a plain Hugging Face loop over the same samples.
 
-    python benchmarks/quality.py --input ../shared/data/corpus --folder /tmp/quality    # 25 minutes on two cores
+    python benchmarks/quality.py --input corpus --folder runs/quality    # 25 minutes on two cores
 
 The model is roberta-tiny-clue, a step 32 samples of 128 tokens. Vocabulary and indexed files are made in the folder
 first and kept. All runs take the same samples in the same order, from the same initial weights of a seed, with the same

@@ -73,6 +73,7 @@ class Shape:
             model=self.model(0.0),
             parallel=ParallelConfig(),
             layout=Layout(),
+            on_gpu=False,
             dtype="fp32",
             samples=self.samples,
             sequence=self.sequence,

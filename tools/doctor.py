@@ -107,7 +107,7 @@ def helper_checks() -> Iterator[Check]:
     except Exception as error:
         yield Check(name=name, state="fails", detail=f"{type(error).__name__}: {error}", advice="make install")
         return
-    sources = [path.stat().st_mtime for path in (ROOT / "csrc").glob("*.*")]
+    sources = [path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*")]
     file = str(compiled.__file__)
     if image != list(range(100)):
         yield Check(name=name, state="fails", detail=f"{file} computes wrong results", advice="make clean install")
@@ -167,6 +167,11 @@ def device_checks() -> Iterator[Check]:
         old = properties.major < 8
         advice = "use --fp16 or fp32: bf16 is slow before capability 8.0" if old else ""
         yield Check(name=f"GPU {index}", state="note" if old else "ok", detail=detail, advice=advice)
+    from megatron.ops import cuda
+
+    kernels = cuda.kernels()
+    detail = "loaded" if kernels.loaded else f"{kernels.why}; torch's own operations are used, which are slower"
+    yield Check(name="CUDA kernels", state="ok" if kernels.loaded else "note", detail=detail)
     if torch.distributed.is_nccl_available():
         version = ".".join(map(str, torch.cuda.nccl.version()))
         yield Check(name="NCCL", state="ok", detail=f"{version}, CUDA {torch.version.cuda}")

@@ -2,7 +2,7 @@
 //
 // A row function is a template over the number format and over Lanes, which says how a row is walked. On the CPU one
 // thread has the whole row and the compiler makes vectors of the loops; on a GPU the threads of a block share it
-// (cuda_lanes.h). Lanes has
+// (cuda_lanes.h). Lanes has, of these, what the operations for it need:
 //   each(columns, f, inputs...)         f(column, slot, x...) with the inputs' elements in fp32
 //   map(columns, output, f, inputs...)  the same; what f returns becomes the output's element, which may be an input's
 //   sum, max(columns, f, inputs...)     of what f returns, given to every thread

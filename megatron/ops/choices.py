@@ -72,7 +72,7 @@ def _attention(device: str, dtype: torch.dtype, sequence: int, dropout: float) -
 def _embeddings(device: str, dtype: torch.dtype) -> Choice:
     if device == "cpu":
         return _choice("embeddings", device, dtype)
-    return Choice(operation="embeddings", implementation="torch")
+    return Choice(operation="embeddings", implementation="torch", why="there is no kernel for a GPU")
 
 
 def _weight_gradients(device: str, dtype: torch.dtype) -> Choice:

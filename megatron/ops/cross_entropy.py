@@ -1,6 +1,7 @@
 """The two halves of cross-entropy over one rank's columns of the vocabulary; what is between them travels.
 
-The gradient takes the place of the logits: of their size nothing else exists, neither probabilities nor fp32 logits.
+The gradient takes the place of the logits: of their size the compiled operation has nothing else, neither probabilities
+nor fp32 logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiled operations as torch operators `torch.ops.megatron.*`, which tensors they take, and where they compute.
+"""The compiled operations of models as torch operators `torch.ops.megatron.*`, what they take, and where they compute.
 
 As operators with shapes (`fake`) they are seen by torch.compile and by profilers. Their autograd is that of the
 modules beside this one.

@@ -1,9 +1,9 @@
 """What a rank keeps of its forward passes until their backwards, by formula, for this implementation.
 
 It differs from the table of arXiv 2205.05198 in what is kept: dropout keeps no masks (they are computed again from
-keys), attention keeps nothing of size s x s, the head works on the masked positions alone and its gradient takes the
-place of the logits. The formulas are those of the compiled operations; tests hold them against what autograd really
-keeps, docs/planner.md explains them.
+keys), attention keeps nothing of size s x s but with dropout on a GPU, the head works on the masked positions alone and
+its gradient takes the place of the logits. The formulas are those of the compiled operations; tests hold them against
+what autograd really keeps, docs/planner.md explains them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ _STATISTICS = 8  # bytes a row that a LayerNorm keeps: mean and inverse deviatio
 
 def _layer(case: Case) -> int:
     """One layer, its input included and its output not."""
-    return _before(case) + _behind(case, case.rows, case.tokens)
+    kept = 0 if case.parallel.recompute_granularity == "selective" else _probabilities(case)
+    return _before(case) + kept + _behind(case, case.rows, case.tokens)
+
+
+def _probabilities(case: Case) -> int:
+    """Of a layer's attention with dropout on a GPU the probabilities, before and after it; else none are kept."""
+    if not case.on_gpu or case.model.attention_dropout == 0.0:
+        return 0
+    return 2 * case.element * case.tokens * case.sequence * (case.model.num_attention_heads // case.tensor)
 
 
 def _before(case: Case) -> int:
@@ -135,7 +143,9 @@ def workspace_bytes(case: Case, stage: int) -> int:
     parts = case.parts(stage)
     width = (4 * model.hidden_size + 2 * model.ffn_hidden_size) // case.tensor + 2 * model.hidden_size
     again = max(_recomputed_layers(case, part) for part in parts)
-    need = element * case.tokens * width + again * _layer(case)
+    need = element * case.tokens * width + again * _layer(case) + _probabilities(case)  # of moments, their gradients
+    if case.parallel.recompute_granularity == "selective":
+        need += _probabilities(case)
     if case.dtype == "fp32":  # products add to the gradients as they are computed
         return need
     return need + element * _largest_parameter(case, parts)

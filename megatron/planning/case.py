@@ -23,12 +23,14 @@ class Case:
     """One layout of one run.
 
     samples, sequence: of a micro-batch; masked: its positions at which the head is computed; micro_batches: of a step,
-    on each data-parallel rank. The model's vocab_size must be known.
+    on each data-parallel rank; on_gpu: not a CPU, whose attention with dropout is another. The model's vocab_size
+    must be known.
     """
 
     model: ModelConfig
     parallel: ParallelConfig
     layout: Layout
+    on_gpu: bool
     dtype: Literal["fp32", "bf16", "fp16"]
     samples: int
     sequence: int
@@ -144,7 +146,7 @@ def with_word_table(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, model=with_vocabulary(config.model, tokens))
 
 
-def case_of(config: PretrainConfig, world_size: int) -> Case:
+def case_of(config: PretrainConfig, world_size: int, *, on_gpu: bool = True) -> Case:
     """The case of a resolved configuration whose vocabulary size is known, on `world_size` processes."""
     parallel, training, sequence = config.parallel, config.training, config.data.seq_length
     layout = layout_of_world(
@@ -154,6 +156,7 @@ def case_of(config: PretrainConfig, world_size: int) -> Case:
         model=config.model,
         parallel=parallel,
         layout=layout,
+        on_gpu=on_gpu,
         dtype=config.precision.dtype,
         samples=training.micro_batch_size,
         sequence=sequence,

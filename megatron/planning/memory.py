@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.config import PretrainConfig
+from megatron.mpu.context import ParallelContext
 from megatron.planning.activations import activation_bytes, workspace_bytes
 from megatron.planning.case import Case, case_of
 from megatron.planning.states import StateBytes, state_bytes
@@ -77,9 +78,9 @@ def memory_table(memory: StageMemory) -> list[str]:
     return [*lines, f"{'total':<15} {memory.total:>18,} bytes {gib(memory.total):>12}  without the device's libraries"]
 
 
-def memory_lines(config: PretrainConfig, world_size: int, rank: int) -> list[str]:
-    """What a rank of a resolved configuration will need, for the report at a run's start."""
-    case = case_of(config, world_size)
+def memory_lines(config: PretrainConfig, context: ParallelContext) -> list[str]:
+    """What this rank of a resolved configuration will need, for the report at a run's start."""
+    rank, case = context.rank, case_of(config, context.world.size, on_gpu=context.device.type == "cuda")
     memory = stage_memory(case, case.layout.coordinates(rank)[0])
     states = memory.states
     return [

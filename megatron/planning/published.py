@@ -55,6 +55,7 @@ def _case(
         model=model,
         parallel=parallel,
         layout=Layout(pipeline=pipeline, data=data, tensor=tensor),
+        on_gpu=True,
         dtype="fp16",
         samples=micro,
         sequence=sequence,

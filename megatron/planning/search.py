@@ -102,6 +102,7 @@ def _variants(config: PretrainConfig, gpus: int, profile: Profile) -> Iterator[P
 def _layouts(config: PretrainConfig, gpus: int, profile: Profile) -> Iterator[ParallelConfig]:
     """Layouts that may or may not be possible: options that are not at their default as given, others varied."""
     given, default, layers = config.parallel, ParallelConfig(), config.model.num_layers
+    dropout = config.model.attention_dropout > 0.0
 
     def choices(name: str, values: Sequence[Any]) -> Sequence[Any]:
         own = getattr(given, name)
@@ -115,7 +116,8 @@ def _layouts(config: PretrainConfig, gpus: int, profile: Profile) -> Iterator[Pa
                 choices("sequence_parallel", [tensor > 1 and config.data.seq_length % tensor == 0]),
                 choices("use_distributed_optimizer", [False, True] if gpus > tensor * pipeline else [False]),
                 _schedules(given, pipeline, layers),
-                choices("recompute_granularity", [None, "full"]),  # "selective" saves no memory
+                # The least first; without dropout "selective" saves no memory.
+                choices("recompute_granularity", [None, "selective", "full"] if dropout else [None, "full"]),
             ]
             for sequence, sharded, schedule, granularity in itertools.product(*varied):
                 yield dataclasses.replace(

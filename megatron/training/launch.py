@@ -91,7 +91,7 @@ def _pretrain(config: PretrainConfig, context: ParallelContext) -> None:
         recorder = _open_records(config, context, progress)
         peak = None if config.training.skip_train else find_peak(config.precision.dtype, context)
     saver = Saver(config, data, {name: path.read_bytes() for name, path in _vocabulary_files(config).items()}, context)
-    device = memory_lines(config, context.world.size, context.rank) + ([] if peak is None else [peak.describe()])
+    device = memory_lines(config, context) + ([] if peak is None else [peak.describe()])
     for line in start_report(config, context, splits, model, origin, progress, lacking, device):
         recorder.say(line)
     for line in changes:

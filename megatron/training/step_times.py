@@ -20,8 +20,8 @@ MOST_OPERATIONS = 10
 # The first that fits a name. Fused operations are those of ours, of our library or as functions of autograd (but those
 # which only communicate), and of compilers.
 _NAMES = (
-    (ATTENTION, re.compile(r"(?i)attention|^aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),
-    (PRODUCTS, re.compile(r"(?i)linear|^aten::(mm|addmm_?|addmv|mv)$")),
+    (ATTENTION, re.compile(r"(?i)attention|^megatron::softmax|^aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),
+    (PRODUCTS, re.compile(r"(?i)linear|^megatron::add_product_$|^aten::(mm|addmm_?|addmv|mv)$")),
     (FUSED, re.compile(r"fused|triton|^megatron::|^_(?!Reduce|Gather)[A-Z]")),
 )
 

@@ -73,6 +73,7 @@ def test_the_account_of_memory_is_that_of_the_planner(harness: ModuleType, bf16:
         model=shape.model(0.1),
         parallel=ParallelConfig(),
         layout=Layout(),
+        on_gpu=False,
         dtype="bf16" if bf16 else "fp32",
         samples=shape.samples,
         sequence=shape.sequence,

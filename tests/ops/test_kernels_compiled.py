@@ -15,7 +15,7 @@ from tools.build_kernels import Kernel
 NVCC = build_kernels.nvcc()
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
-# Bytes that a thread may keep in memory for want of registers: rows of odd widths above 4096 only, which no model has.
+# Bytes that a thread may keep in memory for want of registers: rows of odd widths only, which no model has.
 ALLOWED = {r"^backward_kernel<.*, 1, (1024|512), (float|BFloat16)>$": 256}
 
 

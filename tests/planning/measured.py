@@ -12,6 +12,7 @@ from megatron.config import ModelConfig, OptimizerConfig, ParallelConfig, Precis
 from megatron.mpu.context import ParallelContext
 from megatron.mpu.layout import Layout
 from megatron.mpu.random import dropout_keys
+from megatron.ops import attention
 from megatron.optimizer.adamw import DTYPES, Optimizer
 from megatron.planning.case import Case
 from megatron.training.model import build, new_optimizer
@@ -36,6 +37,7 @@ def case(
     sequence: int = 64,
     masked: int = 40,
     micro_batches: int = 4,
+    on_gpu: bool = False,
 ) -> Case:
     """A case of small buckets, so that there are several. options: of `ParallelConfig`."""
     parallel = ParallelConfig(**{"ddp_bucket_size": 50_000, **options})
@@ -46,6 +48,7 @@ def case(
         model=model,
         parallel=parallel,
         layout=layout,
+        on_gpu=on_gpu,
         dtype=dtype,
         samples=samples,
         sequence=sequence,
@@ -114,6 +117,8 @@ def batch_of(what: Case) -> dict[str, Tensor]:
 def kept_bytes(context: ParallelContext, what: Case) -> tuple[int, list[int]]:
     """The rank's pipeline stage, and what autograd keeps of one micro-batch's forward through each of its parts."""
     context = in_layout(context, what)
+    if what.on_gpu:  # its attention, of operations that are the CPU's here
+        attention.is_compiled_for_cpu = lambda x: False  # type: ignore[assignment]
     model, _ = built(context, what)
     batch = batch_of(what)
     keys = None

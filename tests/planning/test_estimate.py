@@ -24,7 +24,7 @@ def large(tensor: int = 1, pipeline: int = 1, data: int = 1, *, micro_batches: i
     )  # fmt: skip
     layout = Layout(tensor=tensor, pipeline=pipeline, data=data)
     return Case(
-        model=LARGE, parallel=parallel, layout=layout, dtype="bf16", samples=4, sequence=512, masked=308,
+        model=LARGE, parallel=parallel, layout=layout, on_gpu=True, dtype="bf16", samples=4, sequence=512, masked=308,
         micro_batches=micro_batches,
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ def test_layouts_keep_the_rules_and_fit() -> None:
 def test_less_memory_brings_recomputation_and_sharding() -> None:
     roomy, tight = (candidates(wanted(), 4, A100, memory) for memory in (60.0, 0.9))
     assert all(c.case.parallel.recompute_granularity is None for c in roomy if c.case.samples == 1)
-    assert {c.case.parallel.recompute_granularity for c in tight} >= {"full"}
+    assert {c.case.parallel.recompute_granularity for c in tight} >= {"selective", "full"}
     assert len({c.case.parallel for c in tight}) < len({c.case.parallel for c in roomy})
 
 
