@@ -72,13 +72,14 @@ ON_GPU := "(cuda and not emulated) or cublas"
 
 gpu:
 	test ! -d wheels || $(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu wheels/*.whl
+	rm -f megatron/libmegatron_cuda.so
 	$(GPU_PYTHON) setup.py --quiet build_ext --inplace
 	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k $(ON_GPU) tests/ops tests/layouts/test_cuda.py tests/layouts/test_layouts.py
 	$(GPU_PYTHON) benchmarks/gpu.py
 
 gpu-sanitize:
 	for tool in memcheck racecheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
 	    env $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -k $(ON_GPU) tests/ops || exit 1; \
 	done
 

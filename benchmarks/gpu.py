@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import gc
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,25 +122,35 @@ def kernels(device: str, copy: float, small: bool) -> dict[str, Any]:
     return found
 
 
-def steps(device: str, ceiling: float, table: Mapping[str, Model]) -> dict[str, Any]:
+def steps(device: str, ceiling: float, table: Mapping[str, Model]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Whole training steps in bf16 with dropout 0.1: samples, tokens and FLOPs a second, their share of the product's.
 
     By model, then by who takes the step: "ours", "ours, graph", "transformers", "transformers, compiled".
     """
-    found: dict[str, Any] = {}
     for name, model in table.items():
-        found[name] = {}
+        found = {}
         for who in ("ours", "ours, graph") if model.graphed else ("ours",):
-            found[name][who] = of_ours(model.shape, device, ceiling, graphed=who != "ours")
+            found[who] = of_ours(model.shape, device, ceiling, graphed=who != "ours")
         if importlib.util.find_spec("transformers"):
             for who in model.peers:
-                found[name][who] = best_peer(model.shape, device, compiled=who.endswith("compiled"))
-        print(f"  {name}: {found[name]}", flush=True)
-    return found
+                found[who] = best_peer(model.shape, device, compiled=who.endswith("compiled"))
+        print(f"  {name}: {found}", flush=True)
+        yield name, found
 
 
 def of_ours(shape: Shape, device: str, ceiling: float, *, graphed: bool) -> dict[str, float]:
-    """Our step. graphed: by CUDA graphs."""
+    """Our step, of as many samples as fit: those of the shape, half of them, and so on. graphed: by CUDA graphs."""
+    try:
+        return measured_step(shape, device, ceiling, graphed=graphed)
+    except torch.cuda.OutOfMemoryError:
+        if shape.samples == 1:
+            raise
+    emptied(device)
+    return of_ours(dataclasses.replace(shape, samples=shape.samples // 2), device, ceiling, graphed=graphed)
+
+
+def measured_step(shape: Shape, device: str, ceiling: float, *, graphed: bool) -> dict[str, float]:
+    """Our step with these samples."""
     batch = batch_of(shape)
     contestant = ours(
         shape,
@@ -220,15 +230,20 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     output = options.output or RESULTS / f"gpu-{name.lower().replace(' ', '-')}.json"
     table, found = models(options.small), read_results(output)
+
+    def keep(part: str, result: dict[str, Any]) -> None:
+        found[part] = result
+        write_results(output, found)  # what fails later costs what is later
+
     found["machine"] = {"device": name, "torch": torch.__version__, "kernels": vars(cuda.kernels())}
     if "ceilings" in options.parts or "ceilings" not in found:
-        found["ceilings"] = ceilings(options.device, table, options.small)
+        keep("ceilings", ceilings(options.device, table, options.small))
         print(f"ceilings: {found['ceilings']}", flush=True)
     if "kernels" in options.parts:
-        found["kernels"] = kernels(options.device, found["ceilings"]["copy"], options.small)
+        keep("kernels", kernels(options.device, found["ceilings"]["copy"], options.small))
     if "steps" in options.parts:
-        found["steps"] = steps(options.device, found["ceilings"]["product"], table)
-    write_results(output, found)
+        for name, row in steps(options.device, found["ceilings"]["product"], table):
+            keep("steps", {**found.get("steps", {}), name: row})
     print(f"wrote {output}")
 
 

@@ -18,6 +18,7 @@ void load_cuda_kernels(const std::string& path) {
     if (find == nullptr) throw std::runtime_error(path + " is not a library of the kernels");
     const CudaKernels* found = find();
     if (found->version != kCudaKernelsVersion) throw std::runtime_error(path + " is of another version: build it again");
+    if (const int code = found->usable(); code != 0) throw std::runtime_error(path + ": " + found->message(code));
     loaded = found;
 }
 

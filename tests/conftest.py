@@ -1,9 +1,12 @@
 """Shared by all tests: one thread a process, and the real text where it is there."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU refuse to be deterministic
 
 torch.set_num_threads(1)
 

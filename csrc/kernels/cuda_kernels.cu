@@ -11,6 +11,11 @@ const char* message(int code) {
     return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
 
+int usable() {
+    int devices;
+    return static_cast<int>(cudaGetDeviceCount(&devices));
+}
+
 template <typename T>
 constexpr CudaRows<T> rows() {
     return {cuda_dropout<T>,
@@ -25,8 +30,8 @@ constexpr CudaRows<T> rows() {
             cuda_add_rows<T>};
 }
 
-constexpr CudaKernels kKernels = {kCudaKernelsVersion, message,    rows<float>(), rows<BFloat16>(),
-                                  cuda_adamw,          cuda_sum_of_squares};
+constexpr CudaKernels kKernels = {kCudaKernelsVersion, usable,     message,            rows<float>(),
+                                  rows<BFloat16>(),    cuda_adamw, cuda_sum_of_squares};
 
 }  // namespace
 }  // namespace megatron

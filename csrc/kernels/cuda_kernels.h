@@ -45,6 +45,7 @@ struct CudaRows {
 
 struct CudaKernels {
     int version;
+    int (*usable)();  // 0 if the driver takes what the library was built with
     const char* (*message)(int code);
     CudaRows<float> in_float;
     CudaRows<BFloat16> in_bfloat16;
@@ -53,7 +54,7 @@ struct CudaKernels {
     int (*sum_of_squares)(const float* x, int64_t count, double* workspace, double* total, void* stream);
 };
 
-constexpr int kCudaKernelsVersion = 1;  // of these structures: the library and the module are built from the same ones
+constexpr int kCudaKernelsVersion = 2;  // of these structures: the library and the module are built from the same ones
 
 }  // namespace megatron
 

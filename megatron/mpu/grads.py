@@ -8,6 +8,7 @@ and the weights are all-gathered while the next forward begins.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -301,11 +302,15 @@ class FlatParameters:
     def _collect(self, bucket: Bucket, parameter: nn.Parameter, total: Tensor) -> None:
         """Lead the gradients of a parameter, from autograd and from elsewhere, into their place."""
 
+        owner = weakref.ref(self)  # nodes, which live as long as their owner, hold what they call
+
         def arrived(*_: object) -> None:
             if parameter.grad is not None:
                 total.add_(parameter.grad)
                 parameter.grad = None
-            self._arrived(bucket)
+            flat = owner()
+            assert flat is not None
+            flat._arrived(bucket)
 
         parameter.main_grad, parameter.arrived = total, arrived  # type: ignore[attr-defined]
         # The node where a parameter's gradients meet is reached once a backward, with or without a gradient.

@@ -163,7 +163,7 @@ def initialize(module: torch.nn.Module, seed: int) -> None:
         for name, parameter in module.named_parameters():
             shard, initial = shard_of(parameter), _initial_of(parameter)
             parameter.zero_()
-            values = torch.full(shard.global_shape, initial.mean)
+            values = torch.full(shard.global_shape, initial.mean, device="cpu")
             if initial.std > 0:
                 digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron.native import _C
-from megatron.ops.operators import address, is_compiled, place
+from megatron.ops.operators import address, is_compiled, on_device_of, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,12 @@ def adamw_(
 ) -> None:
     """Update weights and moments, fp32 [n] each, in place; copy: the weights in 16 bits [n], written with them."""
     if is_compiled(weights) and (copy is None or copy.dtype == torch.bfloat16):
-        _C.adamw(
-            weights.data_ptr(), gradients.data_ptr(), first.data_ptr(), second.data_ptr(),
-            0 if copy is None else copy.data_ptr(), weights.numel(), update.factor, update.learning_rate,
-            update.weight_decay, update.beta1, update.beta2, update.epsilon, update.step, place(weights),
-        )  # fmt: skip
+        with on_device_of(weights):
+            _C.adamw(
+                weights.data_ptr(), gradients.data_ptr(), first.data_ptr(), second.data_ptr(),
+                0 if copy is None else copy.data_ptr(), weights.numel(), update.factor, update.learning_rate,
+                update.weight_decay, update.beta1, update.beta2, update.epsilon, update.step, place(weights),
+            )  # fmt: skip
         return
     torch._fused_adamw_(
         [weights], [gradients if update.factor == 1.0 else gradients * update.factor], [first], [second], [],
@@ -50,5 +51,6 @@ def sum_of_squares(x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dtype=torch.float64) ** 2
     total, where = x.new_empty((), dtype=torch.float64), place(x)
     parts = x.new_empty(_C.most_parts, dtype=torch.float64) if where[0] == 0 else None
-    _C.sum_of_squares(address(x), address(total), address(parts), x.numel(), where)
+    with on_device_of(x):
+        _C.sum_of_squares(address(x), address(total), address(parts), x.numel(), where)
     return total

@@ -146,10 +146,12 @@ define(
     "attention(Tensor qkv, Tensor? lengths, Tensor? keys, SymInt site_key, float probability) -> Tensor",
     attention_forward,
     lambda qkv, *_: qkv.new_empty((*qkv.shape[:2], qkv.shape[2] * qkv.shape[4])),
+    on_gpu=False,
 )
 define(
     "attention_gradients(Tensor gradient, Tensor qkv, Tensor? lengths, Tensor? keys, SymInt site_key, "
     "float probability) -> Tensor",
     attention_backward,
     lambda gradient, qkv, *_: torch.empty_like(qkv),
+    on_gpu=False,
 )

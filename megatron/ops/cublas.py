@@ -53,6 +53,8 @@ def add_product_(into: Tensor, rows: Tensor, columns: Tensor) -> None:
     expect(count * inputs, rows.dtype, columns=columns)
     expect(count * outputs, rows.dtype, rows=rows)
     expect(outputs * inputs, torch.float32, into=into)
+    if count == 0:
+        return
     if not rows.is_cuda:
         into.add_(rows.t() @ columns)
         return

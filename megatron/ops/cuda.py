@@ -22,6 +22,12 @@ class Kernels:
     why: str = ""
 
 
+@torch.compiler.assume_constant_result
+def why_not_loaded() -> str:
+    """Empty where the kernels are loaded. torch.compile takes it as it is and looks at no files."""
+    return kernels().why
+
+
 @functools.cache
 def kernels() -> Kernels:
     """Load the library, where there is a GPU for it."""

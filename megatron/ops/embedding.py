@@ -41,8 +41,13 @@ def _backward(gradient: Tensor, ids: Tensor, into: Sequence[Tensor]) -> None:
     )  # fmt: skip
 
 
-define("embedding(Tensor ids, Tensor[] tables) -> Tensor", _forward, _empty)
-define("embedding_gradients(Tensor gradient, Tensor ids, Tensor(a!)[] into) -> ()", _backward, lambda *_: None)
+define("embedding(Tensor ids, Tensor[] tables) -> Tensor", _forward, _empty, on_gpu=False)
+define(
+    "embedding_gradients(Tensor gradient, Tensor ids, Tensor(a!)[] into) -> ()",
+    _backward,
+    lambda *_: None,
+    on_gpu=False,
+)
 
 
 class _Embedding(torch.autograd.Function):

@@ -7,6 +7,7 @@ modules beside this one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,13 +22,37 @@ num_threads = torch.get_num_threads
 MOST_COLUMNS: int = _C.most_columns  # of a row that a GPU keeps in registers
 
 
-def define(signature: str, compute: Callable[..., object], fake: Callable[..., object]) -> None:
-    """Register an operator: `compute` on tensors of a CPU or a GPU, `fake` gives empty results of the same shapes."""
+def define(
+    signature: str, compute: Callable[..., object], fake: Callable[..., object], *, on_gpu: bool = True
+) -> None:
+    """Register an operator: `compute` on tensors of a CPU, or where it can of a GPU; `fake` gives empty results.
+
+    Tensors of several devices are refused with a ValueError.
+    """
     name = signature[: signature.index("(")]
     LIBRARY.define(signature)
-    for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, compute, device)
+    LIBRARY.impl(name, compute, "CPU")
+    if on_gpu:
+        LIBRARY.impl(name, _on_its_gpu(name, compute), "CUDA")
     register_fake(f"megatron::{name}", fake, lib=LIBRARY)
+
+
+def _on_its_gpu(name: str, compute: Callable[..., object]) -> Callable[..., object]:
+    """What torch calls where one tensor at least is on a GPU: there, which need not be the current one."""
+
+    def guarded(*arguments: object) -> object:
+        found = {x.device for x in arguments if isinstance(x, Tensor)}
+        if len(found) > 1:
+            raise ValueError(f"{name}: tensors on {', '.join(sorted(map(str, found)))}; expected one device")
+        with torch.cuda.device(found.pop()):
+            return compute(*arguments)
+
+    return guarded
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Kernels that are started inside start on x's GPU; on a CPU nothing."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def why_not_compiled(device: str, dtype: torch.dtype, columns: int = 0) -> str:
@@ -39,8 +64,8 @@ def why_not_compiled(device: str, dtype: torch.dtype, columns: int = 0) -> str:
         return "kernels are for CPUs and CUDA"
     if dtype not in DTYPE_CODES:
         return "kernels are for fp32 and bf16"
-    if device == "cuda" and not cuda.kernels().loaded:
-        return cuda.kernels().why
+    if device == "cuda" and cuda.why_not_loaded():
+        return cuda.why_not_loaded()
     if device == "cuda" and columns > MOST_COLUMNS:
         return f"rows of more than {MOST_COLUMNS} numbers"
     return ""

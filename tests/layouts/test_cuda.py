@@ -50,7 +50,8 @@ def test_a_graph_gives_the_numbers_of_its_kernels(name: str, precision: Precisio
     context = ParallelContext.single("cuda")
     expected = figures(context, name, precision, {})
     for step, row in zip(figures(context, name, precision, {}, capture), expected, strict=True):
-        assert step == pytest.approx(row, rel=2e-2 if precision.bf16 else 1e-5, abs=1e-12)
+        for found, value, few in zip(step, row, (0, 2, 0, 2, 0), strict=True):  # hits are counts
+            assert found == pytest.approx(value, rel=2e-2 if precision.bf16 else 1e-5, abs=few * precision.bf16)
 
 
 def test_nccl_with_one_process(tmp_path: Path, one_process: Figures) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron.native import _C
-from megatron.ops import operators
+from megatron.ops import cuda, operators
 from tests.ops.emulated import build
 from tests.ops.places import EMULATED
 
@@ -26,6 +26,9 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if request.param == EMULATED:
         _C.load_cuda_kernels(str(request.getfixturevalue("emulated_kernels")))
         monkeypatch.setattr(operators, "num_threads", lambda: 0)  # what sends an operation to the kernels
+    if request.param == "cuda":
+        assert cuda.kernels().loaded, cuda.kernels().why
+        _C.load_cuda_kernels(str(cuda.LIBRARY))  # after those of a test before
     torch.set_default_device("cuda" if request.param == "cuda" else None)
     yield request.param
     torch.set_default_device(None)

@@ -117,7 +117,8 @@ def test_each_gradient_arrives_once_a_backward(dtype: torch.dtype, put_off: bool
     initialize(owner, 1)
     initialize(plain, 1)
     plain = plain.to(dtype).double()
-    flat = FlatParameters([owner], dtype, SINGLE, bucket_size=1)
+    context = ParallelContext.single(torch.get_default_device().type)
+    flat = FlatParameters([owner], dtype, context, bucket_size=1)
     flat.begin_step(3)
     for done in range(1, 4):
         ids = torch.randint(11, (9,))

@@ -5,7 +5,18 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from megatron.ops import add_norm, attention, bias_activation, cross_entropy, dropout, embedding, main_grad, softmax
+from megatron.ops import (
+    add_norm,
+    attention,
+    bias_activation,
+    cross_entropy,
+    cuda,
+    dropout,
+    embedding,
+    main_grad,
+    operators,
+    softmax,
+)
 from megatron.ops.operators import LIBRARY
 from tests.ops.compare import DTYPES
 
@@ -87,3 +98,22 @@ def test_schema_and_shapes(name: str, dtype: torch.dtype) -> None:
     for call in arguments(dtype)[name]:
         operator = getattr(torch.ops.megatron, name).default
         opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_tensors_of_several_devices_are_refused() -> None:
+    guarded = operators._on_its_gpu("add", lambda a, b: a + b)
+    with pytest.raises(ValueError, match="add: tensors on cpu, meta; expected one device"):
+        guarded(torch.ones(3), torch.ones(3, device="meta"))
+
+
+def test_the_compiler_looks_for_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the kernels are there is a constant to torch.compile: no break of the graph."""
+
+    def kernels() -> cuda.Kernels:
+        return cuda.Kernels(loaded=cuda.LIBRARY.with_name("nothing").exists(), why="not there")
+
+    monkeypatch.setattr(cuda, "kernels", kernels)
+    dispatched = torch.compile(
+        lambda x: x + len(operators.why_not_compiled("cuda", x.dtype)), backend="eager", fullgraph=True
+    )
+    assert dispatched(torch.zeros(1)).item() == len("not there")

@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -146,3 +148,15 @@ def test_moments_and_weights_are_views_by_global_name() -> None:
     weights["0.bias"].fill_(3.0)
     optimizer.publish()
     assert torch.equal(module[0].bias, torch.full((7,), 3.0))
+
+
+def test_what_nobody_trains_any_more_is_freed() -> None:
+    module = network()
+    optimizer = Optimizer([module], CONFIG, PrecisionConfig(), ParallelContext.single())
+    optimizer.begin_step(1)
+    losses(module, 0).backward()
+    optimizer.step(1e-2)
+    gradients = weakref.ref(optimizer.flat.buckets[0].gradients)
+    del module, optimizer
+    gc.collect()
+    assert gradients() is None
