@@ -10,8 +10,8 @@ from tests.ops.places import in_all_places
 pytestmark = in_all_places
 # rows, columns in memory, of which the vocabulary has, first column's place in it
 SHAPES = [
-    (1, 1, 1, 0), (5, 33, 33, 0), (7, 40, 37, 100), (3, 1000, 1000, 0), (300, 24, 24, 8), (2, 21248, 21248, 0),
-    (2, 9999, 9990, 5),
+    (1, 1, 1, 0), (5, 33, 33, 0), (7, 40, 37, 100), (3, 1000, 1000, 0), (300, 24, 24, 8), (2, 5120, 5120, 0),
+    (2, 5003, 4999, 5),
 ]  # fmt: skip
 
 
@@ -57,10 +57,10 @@ def test_error_is_no_larger_than_that_of_the_composition(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_largest_logit_may_come_first_or_last(dtype: torch.dtype) -> None:
-    rising = torch.linspace(-80, 80, 20_000).to(dtype)
+    rising = torch.linspace(-80, 80, 6_000).to(dtype)
     logits = torch.stack([rising, rising.flip(0), torch.full_like(rising, -300), 4 * rising])
-    bias, labels = torch.zeros(20_000, dtype=dtype), torch.zeros(4, dtype=torch.int64)
-    largest, total, _ = row_statistics(logits, bias, labels, start=0, valid=20_000)
+    bias, labels = torch.zeros(6_000, dtype=dtype), torch.zeros(4, dtype=torch.int64)
+    largest, total, _ = row_statistics(logits, bias, labels, start=0, valid=6_000)
     assert torch.equal(largest, logits.float().amax(1))
     exact = (logits.double() - logits.double().amax(1, keepdim=True)).exp().sum(1)
     torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=0.0)
