@@ -10,13 +10,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
-from torch.library import Library, register_fake
+from torch import Tensor, library
 
 from megatron.native import _C
 from megatron.ops import cuda
 
-LIBRARY = Library("megatron", "DEF")
+LIBRARY = library.Library("megatron", "DEF")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 num_threads = torch.get_num_threads
 MOST_COLUMNS: int = _C.most_columns  # of a row that a GPU keeps in registers
@@ -34,7 +33,7 @@ def define(
     LIBRARY.impl(name, compute, "CPU")
     if on_gpu:
         LIBRARY.impl(name, _on_its_gpu(name, compute), "CUDA")
-    register_fake(f"megatron::{name}", fake, lib=LIBRARY)
+    library.register_fake(f"megatron::{name}", fake, lib=LIBRARY)
 
 
 def _on_its_gpu(name: str, compute: Callable[..., object]) -> Callable[..., object]:

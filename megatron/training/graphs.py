@@ -101,12 +101,11 @@ class MicroBatchGraph:
 def new_graph(run: Pretraining, config: PretrainConfig) -> MicroBatchGraph:
     """The graph of a run's micro-batches."""
     data, train = config.data, config.training
-    share = max(data.mask_prob, data.mask_prob if data.mask_prob_end is None else data.mask_prob_end)
     return MicroBatchGraph(
         run,
         samples=train.micro_batch_size,
         sequence=data.seq_length,
-        masked=train.micro_batch_size * (math.ceil(share * data.seq_length) + 1),
+        masked=train.micro_batch_size * (math.ceil(data.largest_mask_prob * data.seq_length) + 1),
         seed=train.seed,
     )
 

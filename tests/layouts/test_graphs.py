@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron.config import OptimizerConfig, PrecisionConfig
+from megatron.config import DataConfig, OptimizerConfig, PrecisionConfig, PretrainConfig, TrainingConfig
 from megatron.mpu.context import ParallelContext
 from megatron.ops import (
     add_norm,
@@ -21,7 +23,7 @@ from megatron.ops import (
     main_grad,
     softmax,
 )
-from megatron.training.graphs import Capture, MicroBatchGraph
+from megatron.training.graphs import Capture, MicroBatchGraph, new_graph
 from megatron.training.model import build, new_optimizer
 from megatron.training.step import train_step
 from tests.layouts.tiny import GLOBAL_BATCH, SEQUENCE, SHAPES, Row, micro_batch
@@ -111,3 +113,20 @@ class Names(TorchDispatchMode):
     ) -> object:
         self.names.add(operator._schema.name)
         return operator(*arguments, **(keywords or {}))
+
+
+def test_the_graph_of_a_run_has_room_for_its_most_masked_tokens() -> None:
+    """Five of twelve tokens, when the share to mask has grown to its end."""
+    name, parallel, context = "bert", Row(micro=MICRO).parallel, ParallelContext.single()
+    config = PretrainConfig(
+        model=SHAPES[name],
+        data=DataConfig(seq_length=SEQUENCE, mask_prob=0.1, mask_prob_end=0.4, mask_prob_samples=100),
+        training=TrainingConfig(micro_batch_size=MICRO, seed=SEED),
+    )
+    run = build(config.model, parallel, PrecisionConfig(), seed=7, context=context)
+    new_optimizer(run.chunks, OptimizerConfig(lr=1e-2), PrecisionConfig(), parallel, context)
+    masked = np.concatenate([np.arange(1, 6), SEQUENCE + np.arange(1, 6)])
+    batch = dataclasses.replace(micro_batch(0, MICRO), masked_positions=masked, masked_labels=masked)
+    graph = new_graph(run, config)
+    graph.add(batch, mlm=1.0, sop=1.0)
+    assert graph.sums[0] > 0

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
-from torch.library import opcheck
+from torch import Tensor, library
 
 from megatron.ops import (
     add_norm,
@@ -97,7 +96,7 @@ def test_a_kernel_is_not_called_with_a_tensor_of_another_size_or_format(name: st
 def test_schema_and_shapes(name: str, dtype: torch.dtype) -> None:
     for call in arguments(dtype)[name]:
         operator = getattr(torch.ops.megatron, name).default
-        opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
+        library.opcheck(operator, call, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_tensors_of_several_devices_are_refused() -> None:
